@@ -1,0 +1,5 @@
+"""Hydra finds plugins only under `hydra_plugins`; the code is in `verl_ext.hydra_source`."""
+
+from verl_ext.hydra_source import OpenGroupsSource, VerlGroups
+
+__all__ = ["OpenGroupsSource", "VerlGroups"]

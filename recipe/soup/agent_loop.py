@@ -1,0 +1,119 @@
+"""The rollout side: continue a historical prefix token-in token-out, and leave prefixes for the future.
+
+verl imports this module right after its own agent loops, wherever those run.
+"""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import torch
+from pydantic import Field
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
+
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.prefixes import Prefix
+
+AGENT_NAME = "soup_agent"
+ORDERS_KEY = "soup_orders"
+SEEDS_KEY = "soup_seeds"
+
+
+class SoupAgentLoopOutput(AgentLoopOutput):
+    """verl's output plus the version that sampled each response token.
+
+    The behaviour log-probs are verl's `rollout_log_probs`: each token's, as recorded when it was sampled.
+    """
+
+    policy_versions: list[int]
+    # Not dumped by pydantic, which would take the seeds apart into dictionaries.
+    seeds: list[Any] = Field(default=[], exclude=True)
+
+    def as_dict(self) -> dict[str, Any]:
+        output = super().as_dict()
+        output["policy_versions"] = torch.tensor(output.pop("policy_versions"), dtype=torch.int64)
+        output["extra_fields"][SEEDS_KEY] = self.seeds
+        return output
+
+
+class PrefixContinuation:
+    """An LLM client that answers with prefix + continuation, to a caller that knows nothing of prefixes.
+
+    Args:
+        client: verl's client.
+        prefix: the tokens to start from; the engine sees them as the prompt's last tokens.
+        response_length: tokens that prefix and continuation may have together.
+    """
+
+    def __init__(self, client: LLMServerClient, prefix: Prefix, response_length: int) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._response_length = response_length
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
+    ) -> TokenOutput:
+        token_ids, log_probs = self._prefix.token_ids.tolist(), self._prefix.log_probs.tolist()
+        version = self._prefix.version
+        if self._prefix.complete:
+            versions = {"global_steps": version, "min_global_steps": version, "max_global_steps": version}
+            return TokenOutput(token_ids=token_ids, log_probs=log_probs, stop_reason="completed", extra_fields=versions)
+        # verl would count the prefix as prompt, and grant the continuation a full response.
+        budget = {"max_tokens": self._response_length - len(token_ids)}
+        output = await self._client.generate(
+            request_id, prompt_ids=prompt_ids + token_ids, sampling_params={**sampling_params, **budget}, **kwargs
+        )
+        output.token_ids = token_ids + list(output.token_ids)
+        output.log_probs = log_probs + list(output.log_probs or [])
+        output.extra_fields["min_global_steps"] = min(version, output.extra_fields["min_global_steps"])
+        return output
+
+
+@register(AGENT_NAME)
+class SoupAgentLoop(SingleTurnAgentLoop):
+    """verl's single-turn loop, on a client that knows the sample's prefix. Without orders it is verl's loop."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> SoupAgentLoopOutput:
+        # Validation rows carry no orders: they are never mixed.
+        orders: PromptOrders | None = kwargs.get(ORDERS_KEY)
+        prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
+        client = self.server_manager
+        seeding = asyncio.gather(*(self._seed(client, order, sampling_params) for order in seed_orders))
+        if prefix is not None and len(prefix):
+            self.server_manager = PrefixContinuation(client, prefix, self.response_length)
+        output = await super().run(sampling_params, **kwargs)
+        seeds = [seed for seeds in await seeding for seed in seeds]
+        return self._extend(output, prefix, seeds)
+
+    @staticmethod
+    def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[Seed]) -> SoupAgentLoopOutput:
+        historical = [prefix.version] * len(prefix) if prefix is not None else []
+        current = output.extra_fields["max_global_steps"]
+        versions = historical + [current] * (len(output.response_ids) - len(historical))
+        fields = {name: getattr(output, name) for name in output.model_fields_set}
+        return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds)
+
+    async def _seed(self, client: LLMServerClient, order: SeedOrder, sampling_params: dict[str, Any]) -> list[Seed]:
+        """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings."""
+        prompt_ids = await self.ct_build_initial_tokens(list(order.messages))
+
+        async def sample(slot: int, length: int) -> Seed | None:
+            output = await client.generate(
+                uuid4().hex,
+                prompt_ids=prompt_ids,
+                # One token more than the prefix tells whether the prefix ended by itself: Prefix.from_sampled.
+                sampling_params={**sampling_params, "max_tokens": length + 1},
+            )
+            if output.stop_reason == "aborted" or not output.token_ids:
+                return None
+            version = output.extra_fields["global_steps"]
+            prefix = Prefix.from_sampled(
+                list(output.token_ids), list(output.log_probs or []), version, length, order.on_eos
+            )
+            return Seed(order.ordinal, slot, prefix)
+
+        seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
+        return [seed for seed in seeds if seed is not None]

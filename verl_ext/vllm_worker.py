@@ -1,0 +1,46 @@
+"""verl's vLLM worker extension, plus the handshake and an honest death (see `health.py`)."""
+
+import os
+import traceback
+from typing import Any
+
+import torch
+from verl.utils.device import get_device_name
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from verl_ext import __version__
+
+
+class WorkerExtension(vLLMColocateWorkerExtension):
+    """Set by `rollout.engine_kwargs.vllm.worker_extension_cls`; runs inside each vLLM worker process."""
+
+    def __new__(cls, **kwargs: Any) -> "WorkerExtension":
+        if get_device_name() == "cpu":
+            from vllm import _custom_ops
+
+            # oneDNN packs a linear layer's weights and drops the originals, which then can't be updated.
+            _custom_ops._supports_onednn = False
+        return super().__new__(cls, **kwargs)
+
+    def verl_ext_handshake(self, version: str) -> None:
+        """Prove that this worker runs our extension.
+
+        Raises:
+            RuntimeError: the driver runs another version of it.
+        """
+        if version != __version__:
+            raise RuntimeError(f"verl_ext {__version__} in the vLLM worker, {version} in the driver: reinstall")
+
+    def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().update_weights_from_ipc(*args, **kwargs)
+        except BaseException:
+            # The sender waits for an acknowledgement that would never come. A dead worker is noticed, a mute one not.
+            traceback.print_exc()
+            os._exit(1)
+
+    def _update_weights(self, weights: list[tuple[str, torch.Tensor]], *args: Any, **kwargs: Any) -> None:
+        if get_device_name() == "cpu":
+            # Views into the shared-memory buffer (on a CPU `.to(device)` copies nothing) would outlive the buffer.
+            weights = [(name, tensor.clone()) for name, tensor in weights]
+        super()._update_weights(weights, *args, **kwargs)
