@@ -1,6 +1,6 @@
 """Writes countdown's training and validation sets as parquet, in verl's columns. Deterministic by seed.
 
-    python -m examples.countdown.build_data --train 4096 --val 64
+python -m examples.countdown.build_data --train 4096 --val 64
 """
 
 import argparse

