@@ -1,0 +1,104 @@
+"""Recompute a run's old log-probs with plain transformers, to check that every ratio was taken against the right policy.
+
+Needs what verl writes when asked to: samples (`trainer.rollout_data_dir`) and a checkpoint of every step in Hugging
+Face's format (`trainer.save_freq=1` and `hf_model` in `actor_rollout_ref.actor.checkpoint.save_contents`).
+
+Example:
+    python -m recipe.soup.verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+
+@dataclass
+class Comparison:
+    """Absolute differences, in nats, between logged old log-probs and recomputed ones.
+
+    Attributes:
+        claimed: under the version that the run claims for each token.
+        others: under every other version with a checkpoint, by how far it is from the claimed one.
+    """
+
+    claimed: list[float] = field(default_factory=list)
+    others: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def read_samples(folder: Path) -> dict[int, list[dict]]:
+    """The rows of verl's JSONL dump, by step."""
+    return {
+        int(path.stem): [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")
+    }
+
+
+@torch.no_grad()
+def response_log_probs(model: torch.nn.Module, row: dict, temperature: float) -> np.ndarray:
+    """Log-probs of one sample's response tokens, float32, shape (response_length,)."""
+    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+    logits = model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1 : -1].float() / temperature
+    return logits.log_softmax(-1).gather(-1, ids[0, len(row["prompt_ids"]) :, None])[:, 0].numpy()
+
+
+def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float = 1.0) -> dict[str, Comparison]:
+    """Compare logged with recomputed log-probs.
+
+    Args:
+        samples: folder of verl's JSONL dump, one file a step.
+        checkpoints: folder with `global_step_<version>/actor/huggingface`.
+        base_model: version 0.
+        temperature: `actor_rollout_ref.rollout.temperature` of the run.
+
+    Returns:
+        the comparison for tokens of the `prefix` (older than their step's version) and of the `continuation`.
+
+    Raises:
+        FileNotFoundError: no samples, or no checkpoint of a version that some token claims.
+    """
+    steps = read_samples(samples)
+    if not steps:
+        raise FileNotFoundError(f"no <step>.jsonl in {samples}; run with trainer.rollout_data_dir")
+    folders = {0: Path(base_model)}
+    for folder in checkpoints.glob("global_step_*/actor/huggingface"):
+        folders[int(folder.parent.parent.name.removeprefix("global_step_"))] = folder
+    wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]}
+    if missing := wanted - folders.keys():
+        raise FileNotFoundError(f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none")
+
+    comparisons = {"prefix": Comparison(), "continuation": Comparison()}
+    for version, folder in sorted(folders.items()):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for step, rows in steps.items():
+            for row in rows:
+                difference = np.abs(response_log_probs(model, row, temperature) - np.array(row["old_log_probs"]))
+                for token, claimed in enumerate(row["policy_versions"]):
+                    comparison = comparisons["prefix" if claimed < step - 1 else "continuation"]
+                    kept = comparison.claimed if version == claimed else comparison.others[version - claimed]
+                    kept.append(float(difference[token]))
+    return comparisons
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=Path, required=True, help="trainer.rollout_data_dir of the run")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="trainer.default_local_dir of the run")
+    parser.add_argument("--base-model", required=True, help="actor_rollout_ref.model.path of the run")
+    parser.add_argument("--temperature", type=float, default=1.0, help="actor_rollout_ref.rollout.temperature")
+    args = parser.parse_args()
+    for segment, comparison in verify(args.samples, args.checkpoints, args.base_model, args.temperature).items():
+        if not comparison.claimed:
+            print(f"{segment}: no tokens")
+            continue
+        print(f"{segment}: {len(comparison.claimed)} tokens; largest difference {max(comparison.claimed):.1e} nats")
+        for distance, differences in sorted(comparison.others.items()):
+            print(f"    against the version {distance:+d} from the claimed one: {max(differences):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Prefixes and their bank."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths
+from recipe.soup.settings import PrefixLengthSettings
+
+
+def make_prefix(length: int, version: int = 0) -> Prefix:
+    return Prefix(np.arange(length, dtype=np.int32), -np.ones(length, dtype=np.float32), version)
+
+
+class TestFromSampled:
+    def test_engine_went_on(self) -> None:
+        prefix = Prefix.from_sampled([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], version=2, length=3, on_eos="keep")
+        assert prefix.token_ids.tolist() == [5, 6, 7]
+        assert prefix.log_probs.tolist() == [-1.0, -2.0, -3.0]
+        assert (prefix.version, prefix.complete, prefix.ended, prefix.sampled) == (2, False, False, 4)
+
+    @pytest.mark.parametrize("sampled", [1, 2, 3])
+    def test_engine_stopped_at_or_before_the_length(self, sampled: int) -> None:
+        ids, log_probs = list(range(sampled)), [-0.5] * sampled
+        kept = Prefix.from_sampled(ids, log_probs, version=0, length=3, on_eos="keep")
+        assert kept.token_ids.tolist() == ids
+        assert kept.complete
+        cut = Prefix.from_sampled(ids, log_probs, version=0, length=3, on_eos="cut")
+        assert cut.token_ids.tolist() == ids[:-1]
+        assert not cut.complete
+        assert kept.ended
+        assert cut.ended
+
+    @pytest.mark.parametrize("on_eos", ["keep", "cut"])
+    def test_keeping_the_end_is_unbiased_and_cutting_it_is_not(self, on_eos: str) -> None:
+        """Expected length under the current policy, from mixed samples weighted by the prefix's ratio; enumerated.
+
+        At each token the historical policy ends with probability 0.4 and the current one with 0.2; at most 5 tokens.
+        """
+        end = {"historical": 0.4, "current": 0.2}
+        limit, length = 5, 2
+
+        def sequences(policy: str, most: int) -> list[tuple[int, float]]:
+            """(tokens, probability) of a response of at most `most` tokens, the last of which is an end token or not."""
+            stopped = [(n, end[policy] * (1 - end[policy]) ** (n - 1)) for n in range(1, most)]
+            return [*stopped, (most, (1 - end[policy]) ** (most - 1))]
+
+        truth = sum(n * p for n, p in sequences("current", limit))
+        estimate = 0.0
+        ratio = {True: end["current"] / end["historical"], False: (1 - end["current"]) / (1 - end["historical"])}
+        for ends_at in [1, 2, None]:
+            sampled = length + 1 if ends_at is None else ends_at
+            probability = math.prod(
+                end["historical"] if token == ends_at else 1 - end["historical"]
+                for token in range(1, min(sampled, length) + 1)
+            )
+            prefix = Prefix.from_sampled([0] * sampled, [0.0] * sampled, version=0, length=length, on_eos=on_eos)
+            weight = math.prod(
+                ratio[prefix.complete and token == len(prefix)] for token in range(1, len(prefix) + 1)
+            )
+            rest = [(0, 1.0)] if prefix.complete else sequences("current", limit - len(prefix))
+            estimate += sum(probability * weight * p * (len(prefix) + n) for n, p in rest)
+        if on_eos == "keep":
+            assert estimate == pytest.approx(truth)
+        else:
+            assert abs(estimate - truth) > 0.1
+
+
+class TestPlanLengths:
+    @given(
+        share=st.floats(0, 1), samples=st.integers(1, 16), ordinal=st.integers(0, 10**6), low=st.integers(1, 8),
+        span=st.integers(0, 8),
+    )  # fmt: skip
+    def test_bounds(self, share: float, samples: int, ordinal: int, low: int, span: int) -> None:
+        settings = PrefixLengthSettings("uniform", low, low + span)
+        lengths = plan_lengths(settings, share, samples, seed=1, ordinal=ordinal)
+        assert math.floor(share * samples) <= len(lengths) <= math.ceil(share * samples)
+        assert all(low <= length <= low + span for length in lengths)
+        assert lengths == plan_lengths(settings, share, samples, seed=1, ordinal=ordinal)
+
+    def test_share_is_met_on_average_and_every_length_occurs(self) -> None:
+        settings = PrefixLengthSettings("uniform", 2, 5)
+        plans = [plan_lengths(settings, 0.3, 8, seed=0, ordinal=ordinal) for ordinal in range(4000)]
+        assert np.mean([len(plan) for plan in plans]) == pytest.approx(0.3 * 8, abs=0.05)
+        counts = np.bincount(list(itertools.chain(*plans)), minlength=6)
+        assert counts[2:].min() > 0.9 * counts[2:].mean()
+        assert counts[:2].sum() == 0
+
+    def test_fixed_is_always_the_maximum(self) -> None:
+        assert plan_lengths(PrefixLengthSettings("fixed", 1, 7), 1.0, 4, seed=0, ordinal=0) == [7] * 4
+
+
+class TestBank:
+    def test_take_removes(self) -> None:
+        bank = PrefixBank()
+        bank.put(3, 0, make_prefix(4))
+        bank.put(3, 2, make_prefix(5))
+        assert bank.slots(3) == {0, 2}
+        assert set(bank.take(3)) == {0, 2}
+        assert bank.take(3) == {}
+        assert len(bank) == 0
+
+    def test_eight_bytes_a_token(self) -> None:
+        bank = PrefixBank()
+        for ordinal in range(10):
+            bank.put(ordinal, 0, make_prefix(100))
+        assert bank.nbytes == 8 * 1000
+
+    @given(lengths=st.lists(st.integers(0, 9), max_size=12))
+    def test_survives_a_checkpoint(self, lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+        path = tmp_path_factory.mktemp("bank") / "bank.npz"
+        bank = PrefixBank()
+        for slot, length in enumerate(lengths):
+            sampled = list(range(length)), [-0.25] * length
+            bank.put(slot // 3, slot, Prefix.from_sampled(*sampled, version=slot, length=4, on_eos="keep"))
+        bank.save(path, next_ordinal=7)
+        loaded, next_ordinal = PrefixBank.load(path)
+        assert next_ordinal == 7
+        assert len(loaded) == len(bank)
+        for ordinal in range(5):
+            before, after = bank.take(ordinal), loaded.take(ordinal)
+            assert before.keys() == after.keys()
+            for slot in before:
+                assert before[slot].token_ids.tolist() == after[slot].token_ids.tolist()
+                assert before[slot].log_probs.tolist() == after[slot].log_probs.tolist()
+                assert after[slot].token_ids.dtype == np.int32
+                assert (before[slot].version, before[slot].complete, before[slot].ended) == (
+                    after[slot].version, after[slot].complete, after[slot].ended,
+                )  # fmt: skip
+
+    def test_file_holds_no_pickles(self, tmp_path: Path) -> None:
+        bank = PrefixBank()
+        bank.put(0, 0, make_prefix(3))
+        bank.save(tmp_path / "bank.npz", next_ordinal=0)
+        with np.load(tmp_path / "bank.npz", allow_pickle=False) as arrays:
+            assert all(arrays[name].dtype != object for name in arrays)
+
+
+class TestOrders:
+    def test_every_sample_takes_its_own_and_nothing_is_left(self) -> None:
+        order = SeedOrder(9, [], {0: 3}, "keep")
+        orders = PromptOrders(prefixes={0: make_prefix(2)}, seeds={1: [order]})
+        prefix, seeds = orders.take(0)
+        assert prefix is not None
+        assert seeds == []
+        assert orders.take(1) == (None, [order])
+        assert orders == PromptOrders()
+
+    def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
+        buffer = np.arange(100, dtype=np.int32)
+        packed = Seed(4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), 6, True, True, 3)).pack()
+        seed = Seed.unpack(packed)
+        assert (seed.ordinal, seed.slot, seed.prefix.version, seed.prefix.complete) == (4, 1, 6, True)
+        assert seed.prefix.token_ids.base is None
