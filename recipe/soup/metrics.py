@@ -125,18 +125,18 @@ def loss_sums(
     sums: dict[str, float] = {}
     for name, segment in (("prefix", prefix), ("continuation", ~prefix)):
         mask = segment & response_mask.bool()
-        sums[f"soup/loss/{name}/count"] = float(mask.sum())
+        sums[f"soup/loss/{name}/tokens"] = float(mask.sum())
         sums[f"soup/loss/{name}/ratio"] = float(ratio[mask].double().sum())
         sums[f"soup/loss/{name}/clip_fraction"] = float(clipped[mask].sum())
     return sums
 
 
 def means_of_loss_sums(sums: dict[str, float]) -> dict[str, float]:
-    """Turn added-up `loss_sums` into means; the count stays."""
+    """Turn added-up `loss_sums` into means by token; the number of tokens (per mini-batch) stays."""
     means = {}
     for name in ("prefix", "continuation"):
-        count = sums[f"soup/loss/{name}/count"]
-        means[f"soup/loss/{name}/count"] = count
+        count = sums[f"soup/loss/{name}/tokens"]
+        means[f"soup/loss/{name}/tokens"] = count
         for key in (f"soup/loss/{name}/ratio", f"soup/loss/{name}/clip_fraction"):
             means[key] = sums[key] / count if count else 0.0
     return means

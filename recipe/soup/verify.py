@@ -1,4 +1,4 @@
-"""Recompute a run's old log-probs with plain transformers, to check that every ratio was taken against the right policy.
+"""Recompute a run's old log-probs with plain transformers: was every ratio taken against the right policy?
 
 Needs what verl writes when asked to: samples (`trainer.rollout_data_dir`) and a checkpoint of every step in Hugging
 Face's format (`trainer.save_freq=1` and `hf_model` in `actor_rollout_ref.actor.checkpoint.save_contents`).
@@ -69,7 +69,9 @@ def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float
         folders[int(folder.parent.parent.name.removeprefix("global_step_"))] = folder
     wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]}
     if missing := wanted - folders.keys():
-        raise FileNotFoundError(f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none")
+        raise FileNotFoundError(
+            f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none"
+        )
 
     comparisons = {"prefix": Comparison(), "continuation": Comparison()}
     for version, folder in sorted(folders.items()):

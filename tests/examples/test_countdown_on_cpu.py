@@ -4,12 +4,13 @@ import random
 
 import pandas as pd
 import pytest
-from examples.countdown.reward import compute_score
-from examples.countdown.task import Problem, is_solution, random_problem, random_trace
-from examples.countdown.tokenizer import build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+
+from examples.countdown.reward import compute_score
+from examples.countdown.task import Problem, is_solution, random_problem, random_trace
+from examples.countdown.tokenizer import build_tokenizer
 
 PROBLEM = Problem((3, 5, 7), 22)
 
@@ -68,7 +69,9 @@ def test_reward_reads_the_dataset_as_it_is_stored(countdown_dir) -> None:  # noq
 
 def test_validation_problems_are_not_trained_on(countdown_dir) -> None:  # noqa: ANN001
     prompts = {
-        name: {messages[0]["content"] for messages in pd.read_parquet(countdown_dir / "data" / f"{name}.parquet")["prompt"]}
+        name: {
+            messages[0]["content"] for messages in pd.read_parquet(countdown_dir / "data" / f"{name}.parquet")["prompt"]
+        }
         for name in ("train", "val")
     }
     assert not prompts["train"] & prompts["val"]

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipe.soup.lookahead import Chunk, LookaheadQueue
-from recipe.soup.prefixes import PrefixBank
 
-from tests_helpers import make_prefix
+from recipe.soup.lookahead import Chunk, LookaheadQueue
+from recipe.soup.prefixes import Prefix, PrefixBank
 
 
 class Run:
@@ -42,7 +42,7 @@ class Run:
         for ordinal in due:
             lost = ordinal in (lose or ()) or front is None or ordinal < front.first_ordinal
             if not lost and not self.bank.slots(ordinal):
-                self.bank.put(ordinal, 0, make_prefix(2, version=step - 1))
+                self.bank.put(ordinal, 0, Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), version=step - 1))
         return trained
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths
 from recipe.soup.settings import PrefixLengthSettings
@@ -46,7 +47,7 @@ class TestFromSampled:
         limit, length = 5, 2
 
         def sequences(policy: str, most: int) -> list[tuple[int, float]]:
-            """(tokens, probability) of a response of at most `most` tokens, the last of which is an end token or not."""
+            """(tokens, probability) of every response of at most `most` tokens."""
             stopped = [(n, end[policy] * (1 - end[policy]) ** (n - 1)) for n in range(1, most)]
             return [*stopped, (most, (1 - end[policy]) ** (most - 1))]
 
@@ -60,9 +61,7 @@ class TestFromSampled:
                 for token in range(1, min(sampled, length) + 1)
             )
             prefix = Prefix.from_sampled([0] * sampled, [0.0] * sampled, version=0, length=length, on_eos=on_eos)
-            weight = math.prod(
-                ratio[prefix.complete and token == len(prefix)] for token in range(1, len(prefix) + 1)
-            )
+            weight = math.prod(ratio[prefix.complete and token == len(prefix)] for token in range(1, len(prefix) + 1))
             rest = [(0, 1.0)] if prefix.complete else sequences("current", limit - len(prefix))
             estimate += sum(probability * weight * p * (len(prefix) + n) for n, p in rest)
         if on_eos == "keep":

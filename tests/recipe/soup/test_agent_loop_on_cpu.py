@@ -1,0 +1,153 @@
+"""The agent loop with a client that plays the engine: verl's own loop underneath, no Ray."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.workers.rollout.replica import TokenOutput
+
+from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY, SoupAgentLoop, SoupAgentLoopOutput
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.prefixes import Prefix
+
+VERSION = 7
+SAMPLING = {"temperature": 0.7, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
+RESPONSE_LENGTH = 8
+EOS = 1
+
+
+class FakeEngine:
+    """Writes token 5 until its budget is used up or `stops_after` tokens are out, then the end token."""
+
+    def __init__(self, stops_after: int = 100, stop_reason: str = "completed") -> None:
+        self.stops_after, self.stop_reason = stops_after, stop_reason
+        self.requests: list[SimpleNamespace] = []
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
+    ) -> TokenOutput:
+        self.requests.append(SimpleNamespace(prompt_ids=list(prompt_ids), sampling_params=dict(sampling_params)))
+        budget = sampling_params.get("max_tokens", RESPONSE_LENGTH)
+        ids = [5] * min(budget, self.stops_after)
+        if self.stops_after < budget:
+            ids.append(EOS)
+        versions = {"global_steps": VERSION, "min_global_steps": VERSION, "max_global_steps": VERSION}
+        return TokenOutput(
+            token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason=self.stop_reason, extra_fields=versions
+        )
+
+
+@pytest.fixture
+def run(countdown_dir: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(countdown_dir / "base_model")
+    config = OmegaConf.create(
+        {"actor_rollout_ref": {"rollout": {"prompt_length": 16, "response_length": RESPONSE_LENGTH}}, "data": {}}
+    )
+
+    def run(engine: FakeEngine, session_id: int = 0, **extra: Any) -> SoupAgentLoopOutput:
+        async def main() -> SoupAgentLoopOutput:
+            loop = SoupAgentLoop(
+                trainer_config=SimpleNamespace(config=config),
+                server_manager=engine,
+                tokenizer=tokenizer,
+                processor=None,
+                dataset_cls=RLHFDataset,
+                data_config=SimpleNamespace(config=config.data),
+            )
+            messages = [{"role": "user", "content": "3 5 7=22:"}]
+            return await loop.run(dict(SAMPLING), raw_prompt=messages, session_id=session_id, **extra)
+
+        return asyncio.run(main())
+
+    return run
+
+
+def prefix_of(length: int, complete: bool = False) -> Prefix:
+    ids = np.arange(2, 2 + length, dtype=np.int32)
+    return Prefix(ids, np.full(length, -0.25, np.float32), version=4, complete=complete, ended=complete)
+
+
+def test_without_orders_it_is_verls_loop(run: Any) -> None:
+    engine = FakeEngine()
+    output = run(engine)
+    assert len(engine.requests) == 1
+    assert "max_tokens" not in engine.requests[0].sampling_params
+    assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
+    assert output.as_dict()["extra_fields"][SEEDS_KEY] == []
+
+
+@pytest.mark.parametrize("length", [1, 3, RESPONSE_LENGTH - 1])
+def test_a_prefix_is_continued_token_in_token_out(run: Any, length: int) -> None:
+    engine, prefix = FakeEngine(), prefix_of(length)
+    output = run(engine, **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    request = engine.requests[0]
+    assert request.prompt_ids == output.prompt_ids + prefix.token_ids.tolist()
+    assert request.sampling_params == {**SAMPLING, "max_tokens": RESPONSE_LENGTH - length}
+    assert output.response_ids == prefix.token_ids.tolist() + [5] * (RESPONSE_LENGTH - length)
+    fields = output.as_dict()
+    assert fields["policy_versions"].tolist() == [4] * length + [VERSION] * (RESPONSE_LENGTH - length)
+    assert fields["rollout_log_probs"].tolist() == [-0.25] * length + [-0.5] * (RESPONSE_LENGTH - length)
+    assert fields["response_mask"].tolist() == [1] * RESPONSE_LENGTH
+    assert output.extra_fields["min_global_steps"] == 4
+    assert output.extra_fields["max_global_steps"] == VERSION
+
+
+def test_a_complete_prefix_is_the_whole_sample_and_nothing_is_generated(run: Any) -> None:
+    engine, prefix = FakeEngine(), prefix_of(3, complete=True)
+    output = run(engine, **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    assert engine.requests == []
+    assert output.response_ids == prefix.token_ids.tolist()
+    assert output.policy_versions == [4, 4, 4]
+    assert (output.extra_fields["min_global_steps"], output.extra_fields["max_global_steps"]) == (4, 4)
+
+
+def test_an_empty_prefix_is_a_pure_sample(run: Any) -> None:
+    output = run(FakeEngine(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix_of(0)})})
+    assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
+
+
+def test_only_the_sample_that_was_meant_gets_the_prefix(run: Any) -> None:
+    orders = PromptOrders(prefixes={0: prefix_of(3)})
+    assert run(FakeEngine(), session_id=1, **{ORDERS_KEY: orders}).policy_versions == [VERSION] * RESPONSE_LENGTH
+    assert 0 in orders.prefixes
+
+
+class TestSeeding:
+    @staticmethod
+    def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep") -> list[Seed]:
+        messages = [{"role": "user", "content": "1 2 3=6:"}]
+        orders = PromptOrders(seeds={0: [SeedOrder(40, messages, {0: 2, 1: 4}, on_eos)]})
+        output = run(engine, **{ORDERS_KEY: orders})
+        return [Seed.unpack(packed) for packed in output.as_dict()["extra_fields"][SEEDS_KEY]]
+
+    def test_prefixes_for_the_future_come_from_todays_weights_and_settings(self, run: Any) -> None:
+        engine = FakeEngine()
+        seeds = self.seeds(run, engine)
+        assert {(seed.ordinal, seed.slot, len(seed.prefix), seed.prefix.version) for seed in seeds} == {
+            (40, 0, 2, VERSION),
+            (40, 1, 4, VERSION),
+        }
+        seeding = [request for request in engine.requests if "max_tokens" in request.sampling_params]
+        assert {request.sampling_params.pop("max_tokens") for request in seeding} == {3, 5}
+        assert all(request.sampling_params == SAMPLING for request in seeding)
+        assert not any(seed.prefix.ended for seed in seeds)
+
+    def test_ends_are_found_by_where_the_engine_stopped(self, run: Any) -> None:
+        kept = self.seeds(run, FakeEngine(stops_after=2))
+        # Slot 0 wanted 2 tokens and the engine went on to the end token; slot 1 wanted 4 and got 2 and the end.
+        assert [(seed.slot, seed.prefix.token_ids.tolist(), seed.prefix.complete) for seed in kept] == [
+            (0, [5, 5], False),
+            (1, [5, 5, EOS], True),
+        ]
+        cut = self.seeds(run, FakeEngine(stops_after=2), on_eos="cut")
+        assert [seed.prefix.token_ids.tolist() for seed in cut] == [[5, 5], [5, 5]]
+        assert not any(seed.prefix.complete for seed in cut)
+
+    def test_an_aborted_request_leaves_no_seed(self, run: Any) -> None:
+        assert self.seeds(run, FakeEngine(stop_reason="aborted")) == []

@@ -1,0 +1,128 @@
+"""Everything that can't be honoured is refused in one sentence: key, value, fix. And nothing else is."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.refusals import BANK_FILE, check_config
+
+Compose = Callable[..., DictConfig]
+BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
+ROLLOUT = "actor_rollout_ref.rollout"
+
+
+def sentence(config: DictConfig) -> str:
+    with pytest.raises(SystemExit) as refusal:
+        check_config(config)
+    text = str(refusal.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+def test_the_example_is_accepted(composed: Compose) -> None:
+    check_config(composed(*BASE))
+
+
+def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countdown_dir: Path) -> None:
+    data = [f"data.{kind}_files={countdown_dir}/data/{kind}.parquet" for kind in ("train", "val")]
+    model = f"actor_rollout_ref.model.path={countdown_dir}/base_model"
+    check_config(composed("algorithm=soup", f"{ROLLOUT}.name=vllm", model, *data))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algorithm.soup.mixed_share=1.5", ["algorithm.soup.mixed_share=1.5", "between 0 and 1"]),
+        ("algorithm.soup.mixed_share=-0.1", ["algorithm.soup.mixed_share=-0.1"]),
+        ("algorithm.soup.lag=-1", ["algorithm.soup.lag=-1", "0 or more"]),
+        ("algorithm.soup.lag=many", ["algorithm.soup.lag=many"]),
+        ("algorithm.soup.prefix_length.max=24", ["algorithm.soup.prefix_length.max=24", "23"]),
+        ("algorithm.soup.prefix_length.min=0", ["algorithm.soup.prefix_length.min=0"]),
+        ("algorithm.soup.prefix_length.min=9", ["algorithm.soup.prefix_length.min=9", "8"]),
+        ("algorithm.soup.prefix_length.distribution=beta", ["prefix_length.distribution=beta", "uniform"]),
+        ("algorithm.soup.warm_start=cold", ["algorithm.soup.warm_start=cold", "pure, fill, ramp"]),
+        ("algorithm.soup.on_eos=drop", ["algorithm.soup.on_eos=drop", "keep, cut"]),
+        ("algorithm.soup.source=replay", ["algorithm.soup.source=replay", "lookahead"]),
+        ("algorithm.soup.ratio=shaped", ["algorithm.soup.ratio=shaped", "behavior"]),
+        ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
+        ("+algorithm.soup.prefix_length.mean=3", ["algorithm.soup.prefix_length.mean=3"]),
+        (f"{ROLLOUT}.top_p=0.9", [f"{ROLLOUT}.top_p=0.9", "1.0"]),
+        (f"{ROLLOUT}.top_k=50", [f"{ROLLOUT}.top_k=50", "-1"]),
+        (f"+{ROLLOUT}.min_p=0.1", [f"{ROLLOUT}.min_p=0.1"]),
+        (f"+{ROLLOUT}.repetition_penalty=1.1", [f"{ROLLOUT}.repetition_penalty=1.1"]),
+        (f"{ROLLOUT}.temperature=0", [f"{ROLLOUT}.temperature=0"]),
+        (f"{ROLLOUT}.logprobs_mode=raw_logprobs", [f"{ROLLOUT}.logprobs_mode=raw_logprobs", "processed_logprobs"]),
+        (f"{ROLLOUT}.calculate_log_probs=false", [f"{ROLLOUT}.calculate_log_probs=False", "True"]),
+        ("trainer.v1.trainer_mode=colocate_async", ["trainer.v1.trainer_mode=colocate_async", "soup"]),
+        ("trainer.use_v1=false", ["trainer.use_v1=False"]),
+        (f"{ROLLOUT}.name=sglang", [f"{ROLLOUT}.name=sglang", "vllm"]),
+        (f"{ROLLOUT}.agent.default_agent_loop=tool_agent", ["default_agent_loop=tool_agent", "soup_agent"]),
+        (f"{ROLLOUT}.multi_turn.enable=true", [f"{ROLLOUT}.multi_turn.enable=True"]),
+        ("actor_rollout_ref.model.path=/no/such/model", ["actor_rollout_ref.model.path=/no/such/model"]),
+        ("data.train_files=/no/such.parquet", ["data.train_files=/no/such.parquet"]),
+        ("data.val_files=[/no/such.parquet]", ["data.val_files=/no/such.parquet"]),
+        ("data.image_key=prompt", ["data.image_key=prompt", "multimodal"]),
+    ],
+)
+def test_refused(composed: Compose, override: str, words: list[str]) -> None:
+    text = sentence(composed(*BASE, override))
+    for word in words:
+        assert word in text
+
+
+def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in sentence(composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
+
+
+def test_a_dataset_that_names_its_own_agent_is_refused(composed: Compose, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pd.DataFrame({"prompt": ["x"], "agent_name": ["single_turn_agent"]}).to_parquet(path)
+    assert "agent_name" in sentence(composed(*BASE, f"data.train_files={path}"))
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compose, tmp_path: Path, mode: str) -> None:
+    folder = tmp_path / "global_step_4"
+    folder.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    overrides = [f"trainer.resume_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
+    config = composed(*BASE, *overrides, f"trainer.resume_from_path={folder}")
+    assert BANK_FILE in sentence(config)
+    (folder / BANK_FILE).touch()
+    check_config(config)
+
+
+def test_prefix_bounds_do_not_matter_without_mixing(composed: Compose) -> None:
+    check_config(composed(*BASE, "algorithm.soup.mixed_share=0", "data.max_response_length=1"))
+
+
+def test_the_twin_and_plain_verl_are_never_refused(composed: Compose) -> None:
+    for group in ("grpo", None):
+        overrides = [f"algorithm={group}"] if group else []
+        with_hydra = composed(*overrides, "hardware=cpu", "example=countdown", f"{ROLLOUT}.top_p=0.9")
+        assert OmegaConf.select(with_hydra, "hydra") is None  # callbacks live in soup.yaml alone
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([*BASE, "algorithm.soup.lag=-3"], "algorithm.soup.lag=-3"),
+        (["algorithm=grpo", "hardware='cpu'"], "hardware=cpu"),
+    ],
+)
+def test_the_command_ends_with_one_sentence_before_ray_starts(
+    overrides: list[str], words: str, tmp_path: Path, clean_environ: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+    result = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert words in result.stderr.splitlines()[-1]
+    assert not re.search("Traceback|ray init", result.stderr + result.stdout)

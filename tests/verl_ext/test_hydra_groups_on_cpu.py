@@ -1,0 +1,66 @@
+"""Our groups in verl's config, and verl's config without them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+Compose = Callable[..., DictConfig]
+
+PRINT_JOB = """
+import runpy, sys
+{prepare}
+sys.argv = ["main_ppo", "--cfg", "job"]
+runpy.run_module("verl.trainer.main_ppo", run_name="__main__")
+"""
+WITHOUT_US = "import verl_ext.hydra_source as s; s.VerlGroups.manipulate_search_path = lambda self, path: None"
+
+
+def test_without_our_groups_the_config_is_byte_identical_to_verls(clean_environ: dict[str, str]) -> None:
+    def printed_job(prepare: str) -> str:
+        command = [sys.executable, "-c", PRINT_JOB.format(prepare=prepare)]
+        return subprocess.run(command, env=clean_environ, capture_output=True, text=True, check=True).stdout
+
+    ours, plain = printed_job(""), printed_job(WITHOUT_US)
+    assert len(plain) > 10_000
+    assert ours == plain
+
+
+def test_later_overrides_win_over_every_group(composed: Compose) -> None:
+    config = composed("algorithm=soup", "hardware=cpu", "example=countdown", "algorithm.soup.lag=5", "trainer.device=x")
+    assert config.algorithm.soup.lag == 5
+    assert config.algorithm.adv_estimator == "soup"
+    assert config.trainer.device == "x"
+
+
+def test_verls_own_groups_still_compose(composed: Compose) -> None:
+    assert composed("algorithm=soup", "model_engine=megatron").actor_rollout_ref.actor.strategy == "megatron"
+
+
+def test_twins_differ_in_nothing_but_the_algorithm(composed: Compose) -> None:
+    flat = {}
+    for name in ("soup", "grpo"):
+        config = composed(f"algorithm={name}", "hardware=cpu", "example=countdown")
+        container = OmegaConf.to_container(config, resolve=True)
+        flat[name] = dict(_leaves(container))
+    differing = {
+        key for key in flat["soup"].keys() | flat["grpo"].keys() if flat["soup"].get(key) != flat["grpo"].get(key)
+    }
+    allowed = ("algorithm.soup.", "algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode")
+    paths = {key for key in differing if not key.startswith(allowed)}
+    # What is left names the run: twins write to folders of their own.
+    assert all("grpo" in str(flat["grpo"][key]) and "soup" in str(flat["soup"][key]) for key in paths)
+    assert "trainer.default_local_dir" in paths
+
+
+def _leaves(node: object, path: str = "") -> "list[tuple[str, object]]":
+    if isinstance(node, dict):
+        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{path}.{key}".lstrip("."))]
+    return [(path, node)]
+
+
+def test_environment_of_ray_workers_is_that_of_the_driver(composed: Compose) -> None:
+    from verl_ext.cpu import CPU_ENV
+
+    assert OmegaConf.to_container(composed("hardware=cpu").ray_kwargs.ray_init.runtime_env.env_vars) == CPU_ENV

@@ -1,0 +1,98 @@
+"""What we rely on in verl 0.9.1, by name: a version bump that changes one of these fails here, with the symbol."""
+
+import inspect
+from typing import Any
+
+import pytest
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.plugin.platform.platform_base import PlatformBase
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.distributed import initialize_global_process_group_ray
+from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+from verl.workers.utils.losses import ppo_loss
+
+from verl_ext.callbacks import SUPPORTED_VERL, require_supported_verl
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (PPOTrainer._fetch_one_gen_batch, ["self"]),
+        (PPOTrainer._next_train_batch, ["self", "num_prompts"]),
+        (PPOTrainer._submit_batch_to_rollout, ["self", "batch"]),
+        (PPOTrainer._compute_old_log_prob, ["self", "batch", "metrics"]),
+        (PPOTrainer._compute_advantage, ["self", "batch", "metrics"]),
+        (PPOTrainer._update_actor, ["self", "batch", "metrics"]),
+        (PPOTrainer._log_rollout_data, ["self", "batch", "timing_raw", "rollout_data_dir"]),
+        (
+            PPOTrainer._dump_generations,
+            ["self", "inputs", "outputs", "gts", "scores", "reward_extra_infos_dict", "dump_path"],
+        ),
+        (PPOTrainer._save_checkpoint, ["self"]),
+        (PPOTrainer._load_checkpoint, ["self"]),
+        (PPOTrainer._init_dataloader, ["self"]),
+        (PPOTrainer._build_replay_buffer, ["self"]),
+        (PPOTrainerSync.on_init_end, ["self"]),
+        (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
+        (ppo_loss, ["config", "model_output", "data", "dp_group"]),
+        (initialize_global_process_group_ray, ["timeout_second", "backend"]),
+    ],
+)
+def test_signature(function: Any, parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (LLMServerClient.generate, {"request_id", "prompt_ids", "sampling_params"}),
+        (compute_grpo_outcome_advantage, {"token_level_rewards", "response_mask", "index", "norm_adv_by_std_in_grpo"}),
+        (
+            compute_policy_loss_vanilla,
+            {"old_log_prob", "log_prob", "advantages", "response_mask", "rollout_is_weights"},
+        ),
+        (AgentLoopBase.ct_build_initial_tokens, {"messages"}),
+        (ReplayBuffer.__init__, {"poll_interval"}),
+    ],
+)
+def test_parameters_that_we_pass(function: Any, names: set[str]) -> None:
+    assert names <= set(inspect.signature(function).parameters)
+
+
+def test_fields_of_outputs() -> None:
+    assert {"token_ids", "log_probs", "stop_reason", "extra_fields"} <= set(TokenOutput.model_fields)
+    assert {"response_ids", "response_logprobs", "extra_fields", "prompt_ids"} <= set(AgentLoopOutput.model_fields)
+
+
+def test_the_mode_name_sync_selects_the_synchronous_behaviour() -> None:
+    """SoupTrainer answers `sync` where verl asks for the trainer's mode."""
+    assert 'self.trainer_mode == "sync"' in inspect.getsource(PPOTrainer._build_replay_buffer)
+
+
+def test_the_sender_of_weights_waits_for_an_answer() -> None:
+    """Why a worker that fails while it receives weights must die (`verl_ext.vllm_worker`)."""
+    assert "_ack_pending" in inspect.getsource(BucketedWeightReceiver.receive_weights)
+
+
+def test_our_cpu_platform_implements_verls_interface() -> None:
+    from verl_ext.cpu.platform import PlatformCPU
+
+    assert issubclass(PlatformCPU, PlatformBase)
+    platform = PlatformCPU()
+    assert platform.device_module.mem_get_info()[0] > 0
+    assert platform.device_module.max_memory_allocated() == 0
+
+
+def test_another_verl_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_supported_verl()
+    monkeypatch.setattr("verl_ext.callbacks.version", lambda _: "0.10.0")
+    with pytest.raises(SystemExit) as refusal:
+        require_supported_verl()
+    assert "0.10.0" in str(refusal.value)
+    assert f"pip install verl=={SUPPORTED_VERL}" in str(refusal.value)
