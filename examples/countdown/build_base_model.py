@@ -9,6 +9,7 @@ reinforcement learning can sharpen, and what loses diversity while it does.
 import argparse
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -34,8 +35,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             max_position_embeddings=256,
             tie_word_embeddings=False,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=cast(int, tokenizer.eos_token_id),
+            pad_token_id=cast(int, tokenizer.pad_token_id),
         )
     )
 
@@ -64,7 +65,7 @@ def collate(pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) ->
 
 @torch.no_grad()
 def evaluate(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], samples: int
+    model: Any, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], samples: int
 ) -> tuple[float, float]:
     """Accuracy of one sample at temperature 1, and the share of problems solved within `samples` tries."""
     hits = torch.zeros(len(problems), samples)

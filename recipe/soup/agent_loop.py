@@ -4,7 +4,7 @@ verl imports this module right after its own agent loops, wherever those run.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
@@ -79,11 +79,12 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         # Validation rows carry no orders: they are never mixed.
         orders: PromptOrders | None = kwargs.get(ORDERS_KEY)
         prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
-        client = self.server_manager
+        client = cast(LLMServerClient, self.server_manager)
         seeding = asyncio.gather(*(self._seed(client, order, sampling_params) for order in seed_orders))
         if prefix is not None and len(prefix):
-            self.server_manager = PrefixContinuation(client, prefix, self.response_length)
-        output = await super().run(sampling_params, **kwargs)
+            continuing = PrefixContinuation(client, prefix, int(self.rollout_config.response_length))
+            self.server_manager = cast(LLMServerClient, continuing)
+        output: AgentLoopOutput = await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (decorated, not abstract)
         seeds = [seed for seeds in await seeding for seed in seeds]
         return self._extend(output, prefix, seeds)
 

@@ -5,9 +5,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transfer_queue as tq
+from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.workers.utils.padding import response_to_nested
 
-_DUMPED = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
+_DUMPED: list[str] = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
+
+
+def fetch(batch: KVBatchMeta, fields: list[str]) -> Any:
+    """Fields of a batch, as a TensorDict of nested tensors and stacks; fields that nobody stored are left out."""
+    return tq.kv_batch_get(keys=batch.keys, partition_id=str(batch.partition_id), select_fields=fields)
+
+
+def store(batch: KVBatchMeta, response_mask: torch.Tensor, **fields: torch.Tensor) -> None:
+    """Write (batch, response_length) tensors back, each row as long as its row of the nested `response_mask`."""
+    nested = {key: response_to_nested(value, response_mask) for key, value in fields.items()}
+    tq.kv_batch_put(
+        keys=batch.keys, partition_id=str(batch.partition_id), fields=TensorDict(nested, batch_size=len(batch))
+    )
 
 
 def padded(nested: torch.Tensor, width: int) -> torch.Tensor:
@@ -30,7 +45,7 @@ def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
 
 def sample_columns(keys: list[str], partition_id: str) -> dict[str, list[Any]]:
     """What anyone needs to check our ratios, for verl's JSONL dump; one entry per key, in the keys' order."""
-    data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=_DUMPED)
+    data = fetch(KVBatchMeta(partition_id=partition_id, keys=keys, tags=[{}] * len(keys)), _DUMPED)
     rows = {name: [row.tolist() for row in data[name].unbind()] for name in _DUMPED}
     return {
         "prompt_ids": rows["prompts"],

@@ -6,10 +6,9 @@ verl imports this module right after its own trainers, in the process that runs 
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -17,7 +16,6 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
-from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
 from recipe.soup.algorithm import soup_loss
@@ -27,10 +25,20 @@ from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import PrefixBank, plan_lengths
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
 from recipe.soup.refusals import BANK_FILE, TRAINER_MODE
-from recipe.soup.rows import padded, sample_columns, without_padding
+from recipe.soup.rows import fetch, padded, sample_columns, store, without_padding
 from recipe.soup.settings import parse_settings
 from verl_ext.health import RolloutWatchdog, handshake
 
+TRAIN_FIELDS = [
+    "response_mask",
+    "old_log_probs",
+    "rollout_log_probs",
+    "policy_versions",
+    "rm_scores",
+    "entropy",
+    "uid",
+    "extra_fields",
+]
 SEED_COST = ("requests", "arrived", "tokens", "ended")
 POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s, which is most of a small step; a poll costs a millisecond."""
@@ -74,12 +82,14 @@ class SoupTrainer(PPOTrainerSync):
 
     def on_init_end(self) -> None:
         super().on_init_end()
-        self.actor_rollout_wg.set_loss_fn(
-            partial(soup_loss, config=omega_conf_to_dataclass(self.config.actor_rollout_ref.actor))
-        )
+        self._install_loss()
         replicas = self.llm_server_manager.get_replicas()
         handshake(self.actor_rollout_wg, replicas)
         self._watchdog = RolloutWatchdog(self.actor_rollout_wg, replicas)
+
+    def _install_loss(self) -> None:
+        actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        self.actor_rollout_wg.set_loss_fn(partial(soup_loss, config=actor_config))
 
     def fit(self, agent_loop_manager: Any) -> None:
         with self._watchdog:
@@ -111,7 +121,8 @@ class SoupTrainer(PPOTrainerSync):
         """Spread the prefixes that are due over this batch's samples, one future prompt to a sample."""
         samples = self.config.actor_rollout_ref.rollout.n
         seed = self.config.actor_rollout_ref.rollout.seed
-        hosts = cycle((orders, sample) for sample in range(samples) for orders in batch[ORDERS_KEY])
+        rows: list[PromptOrders] = list(cast(Any, batch[ORDERS_KEY]))
+        hosts = cycle((orders, sample) for sample in range(samples) for orders in rows)
         for chunk, row in self.queue.due(self.global_steps):
             ordinal = chunk.first_ordinal + row
             lengths = plan_lengths(
@@ -129,23 +140,16 @@ class SoupTrainer(PPOTrainerSync):
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(batch, metrics)
-        fields = ["response_mask", "old_log_probs", "rollout_log_probs", "policy_versions", "rm_scores", "entropy"]
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=[*fields, "uid", "extra_fields"]
-        )
+        data = fetch(batch, TRAIN_FIELDS)
         self._harvest(data, batch.tags)
         rows = self._train_rows(data)
         metrics.update(train_metrics(rows))
         metrics.update(self._cost_metrics())
         old_log_probs = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
-        nested = {"old_log_probs": old_log_probs, "prefix_mask": rows.prefix.to(torch.int64)}
-        output = {key: response_to_nested(value, data["response_mask"]) for key, value in nested.items()}
-        tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
-        )
+        store(batch, data["response_mask"], old_log_probs=old_log_probs, prefix_mask=rows.prefix.to(torch.int64))
         return batch
 
-    def _train_rows(self, data: TensorDict) -> TrainRows:
+    def _train_rows(self, data: Any) -> TrainRows:
         width = int(data["response_mask"].offsets().diff().max())
         response_mask = padded(data["response_mask"], width).bool()
         versions = padded(data["policy_versions"], width)
@@ -164,7 +168,7 @@ class SoupTrainer(PPOTrainerSync):
             current_version=current,
         )
 
-    def _harvest(self, data: TensorDict, tags: list[dict]) -> None:
+    def _harvest(self, data: Any, tags: list[dict]) -> None:
         """Move the prefixes that this batch's samples left into the bank."""
         front = self.queue.front
         for extra, tag in zip(data["extra_fields"], tags, strict=True):
@@ -200,7 +204,7 @@ class SoupTrainer(PPOTrainerSync):
     # ------------------------------------------------------------------ dump and checkpoint
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
-        self._dumped_partition = batch.partition_id
+        self._dumped_partition = str(batch.partition_id)
         super()._log_rollout_data(without_padding(batch), timing_raw, rollout_data_dir)
         self._dumped_partition = None
 

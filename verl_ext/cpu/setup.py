@@ -1,7 +1,7 @@
 """What one process needs before verl's modules are imported on the CPU platform."""
 
 from functools import partial
-from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -9,7 +9,7 @@ from verl_ext.cpu import platform as _platform  # noqa: F401  (registers the pla
 from verl_ext.cpu.vllm_distribution import install_finder
 
 
-def _single_backend(distributed: ModuleType) -> None:
+def _single_backend(distributed: Any) -> None:
     # verl asks for "cpu:gloo,<device>:<backend>"; with a CPU device torch refuses that as a duplicate.
     distributed.initialize_global_process_group_ray = partial(
         distributed.initialize_global_process_group_ray, backend="gloo"

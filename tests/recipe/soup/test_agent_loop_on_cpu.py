@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def run(countdown_dir: Path) -> Any:
 
     def run(engine: FakeEngine, session_id: int = 0, **extra: Any) -> SoupAgentLoopOutput:
         async def main() -> SoupAgentLoopOutput:
-            loop = SoupAgentLoop(
+            loop = cast(Any, SoupAgentLoop)(
                 trainer_config=SimpleNamespace(config=config),
                 server_manager=engine,
                 tokenizer=tokenizer,

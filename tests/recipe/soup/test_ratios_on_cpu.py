@@ -1,6 +1,7 @@
 """The splice, and the objective that it gives through verl's own loss, against a float64 re-computation by loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def test_verls_loss_on_spliced_log_probs_is_the_papers_objective(seed: int) -> N
     log_prob = rows["log_prob"].clone().requires_grad_()
 
     def loss(log_prob: torch.Tensor) -> torch.Tensor:
-        return get_policy_loss_fn("soup")(
+        loss_fn: Any = get_policy_loss_fn("soup")
+        return loss_fn(
             old_log_prob=splice_behavior_log_probs(rows["current"], rows["behavior"], prefix),
             log_prob=log_prob,
             advantages=rows["advantages"],

@@ -1,0 +1,387 @@
+"""verl's trainer and ours on one recorded batch: verl's real training worker, an in-memory TransferQueue, no Ray.
+
+The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 samples, half of them mixed.
+"""
+
+import copy
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
+from recipe.soup.lookahead import Chunk, LookaheadQueue
+from recipe.soup.orders import PromptOrders, Seed
+from recipe.soup.prefixes import Prefix, PrefixBank
+from recipe.soup.rows import without_padding
+from recipe.soup.settings import parse_settings
+from recipe.soup.trainer import SEED_COST, SoupTrainer
+
+RECORDED = Path(__file__).parents[2] / "data" / "recorded_batch.jsonl"
+STEP = 5
+COUNTDOWN = (
+    "hardware=cpu",
+    "example=countdown",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
+)
+
+
+class Store:
+    """TransferQueue's key-value calls over a dictionary."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.tags: dict[str, dict[str, Any]] = {}
+
+    def put(self, keys: list[str], partition_id: str, fields: Any = None, tags: Any = None) -> KVBatchMeta:
+        for i, key in enumerate(keys):
+            row = self.rows.setdefault(key, {})
+            for name, value in fields.items() if fields is not None else ():
+                item = value[i] if isinstance(value, torch.Tensor) else list(value)[i]
+                row[name] = item.clone() if isinstance(item, torch.Tensor) else getattr(item, "data", item)
+        self.tags.update(zip(keys, tags or [], strict=bool(tags)))
+        return KVBatchMeta(
+            partition_id=partition_id, keys=keys, tags=[self.tags.get(key, {}) for key in keys], extra_info={}
+        )
+
+    def get(self, keys: list[str], partition_id: str, select_fields: list[str] | None = None) -> TensorDict:
+        names = [n for n in (select_fields or self.rows[keys[0]]) if all(n in self.rows[key] for key in keys)]
+        data = TensorDict({}, batch_size=[len(keys)])
+        for name in names:
+            values: Any = [self.rows[key][name] for key in keys]
+            if isinstance(values[0], torch.Tensor):
+                data[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+            else:
+                tu.assign_non_tensor_stack(data, name, values)
+        return data
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(tq, "kv_batch_get", store.get)
+    monkeypatch.setattr(tq, "kv_batch_put", store.put)
+    return store
+
+
+class WorkerGroup:
+    """verl's real actor worker in this process, called as a Ray worker group would call it."""
+
+    def __init__(self, config: DictConfig, store: Store) -> None:
+        self.worker: Any = ActorRolloutRefWorker(config=copy.deepcopy(config.actor_rollout_ref), role="actor")
+        self.worker.init_model()
+        self.store = store
+        self.entered: list[dict[str, torch.Tensor]] = []
+
+    def _data(self, batch: KVBatchMeta) -> Any:
+        data = self.store.get(batch.keys, "train")
+        for key, value in (batch.extra_info or {}).items():
+            tu.assign_non_tensor_data(data, key, value)
+        return data
+
+    def set_loss_fn(self, loss_fn: Any) -> None:
+        self.worker.set_loss_fn(loss_fn)
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        output = self.worker.compute_log_prob(self._data(batch))
+        tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+        self.store.put(batch.keys, "train", TensorDict(tensors, batch_size=len(batch)))
+        return batch
+
+    def update_actor(self, batch: KVBatchMeta) -> TensorDict:
+        data = self._data(batch)
+        self.entered.append({name: data[name].values().clone() for name in ENTERING})
+        return self.worker.update_actor(data)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        module = self.worker.actor.engine.module
+        return {name: tensor.full_tensor().clone() for name, tensor in module.state_dict().items()}
+
+
+ENTERING = ["input_ids", "position_ids", "response_mask", "loss_mask", "old_log_probs", "advantages", "responses"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Any:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environ = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "RAY_LOCAL_WORLD_SIZE": "1"}
+    patch = pytest.MonkeyPatch()
+    for key, value in {**environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        patch.setenv(key, value)
+    patch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    patch.undo()
+
+
+def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
+    """Put the recorded samples into the store, as verl's agent loops do."""
+    lines = [json.loads(line) for line in RECORDED.read_text().splitlines()][rows]
+    tags = []
+    for line in lines:
+        prompts, responses = torch.tensor(line["prompt_ids"]), torch.tensor(line["response_ids"])
+        input_ids, mask = torch.cat([prompts, responses]), torch.ones_like(responses)
+        scores = torch.zeros(len(responses))
+        scores[-1] = line["score"]
+        store.rows[line["uid"]] = {
+            "prompts": prompts,
+            "responses": responses,
+            "input_ids": input_ids,
+            "position_ids": torch.arange(len(input_ids)),
+            "response_mask": mask,
+            "loss_mask": mask.clone(),
+            "rollout_log_probs": torch.tensor(line["old_log_probs"]),
+            "rm_scores": scores,
+            "policy_versions": torch.tensor(line["policy_versions"]),
+            "uid": line["uid"].rsplit("_", 2)[0],
+            "extra_fields": {SEEDS_KEY: [], "reward_extra_info": {}},
+            "num_turns": 2,
+        }
+        tags.append({"seq_len": len(input_ids), "min_global_steps": 0, "max_global_steps": STEP - 1})
+    return store.put([line["uid"] for line in lines], "train", tags=tags)
+
+
+def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None) -> Any:
+    """A trainer without Ray: only what the methods under test read."""
+    trainer = cls.__new__(cls)
+    trainer.config = config
+    trainer.global_steps = STEP
+    trainer.actor_rollout_wg = group
+    trainer.use_critic = False
+    trainer.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+    if cls is SoupTrainer:
+        trainer.settings = parse_settings(config.algorithm.get("soup"), config.data.max_response_length)
+        trainer.bank = PrefixBank()
+        trainer.queue = LookaheadQueue(2, "pure", 16, 100)
+        trainer._seed_cost = dict.fromkeys(SEED_COST, 0)
+        trainer._next_ordinal = 0
+        trainer._dumped_partition = None
+    return trainer
+
+
+def update(cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool) -> tuple[WorkerGroup, dict]:
+    """One update from the base model on the recorded batch."""
+    torch.manual_seed(0)
+    group = WorkerGroup(config, store)
+    trainer = make_trainer(cls, config, group)
+    batch = recorded(store)
+    if not mixed:
+        for row in store.rows.values():
+            row["policy_versions"] = torch.full_like(row["policy_versions"], STEP - 1)
+    if loss:
+        trainer._install_loss()
+    metrics: dict = {}
+    batch = trainer._compute_old_log_prob(batch, metrics)
+    batch = trainer._compute_advantage(batch, metrics)
+    trainer._update_actor(batch, metrics)
+    return group, metrics
+
+
+def test_off_is_off(composed: Any, store: Store) -> None:
+    """Without mixed samples, ours is verl's GRPO bit for bit: what enters the update, and the parameters after it."""
+    plain = composed(*COUNTDOWN, "algorithm.adv_estimator=grpo")
+    theirs, _ = update(PPOTrainerSync, plain, store, loss=False, mixed=False)
+    before = WorkerGroup(plain, store).parameters()
+    for overrides in (["algorithm=grpo"], ["algorithm=soup", "algorithm.soup.mixed_share=0"]):
+        ours, metrics = update(SoupTrainer, composed(*COUNTDOWN, *overrides), store, loss=True, mixed=False)
+        for name in ENTERING:
+            assert torch.equal(theirs.entered[0][name], ours.entered[0][name]), name
+        for name, tensor in theirs.parameters().items():
+            assert torch.equal(tensor, ours.parameters()[name]), name
+            assert not torch.equal(tensor, before[name]), name
+        assert metrics["soup/train/prefix/tokens"] == 0
+
+
+def test_mixed_samples_enter_with_the_behaviour_log_probs(composed: Any, store: Store) -> None:
+    config = composed(*COUNTDOWN, "algorithm=soup")
+    group, metrics = update(SoupTrainer, config, store, loss=True, mixed=True)
+    behavior = torch.cat([row["rollout_log_probs"] for row in store.rows.values()])
+    versions = torch.cat([row["policy_versions"] for row in store.rows.values()])
+    entered, prefix = group.entered[0]["old_log_probs"], versions < STEP - 1
+    assert prefix.any()
+    assert torch.equal(entered[prefix], behavior[prefix])
+    # The recorded continuation came from version 4, this worker holds version 0: it must be recomputed, not copied.
+    assert not torch.equal(entered[~prefix], behavior[~prefix])
+    assert metrics["soup/train/prefix/tokens"] == prefix.sum()
+    assert metrics["soup/loss/prefix/tokens"] == pytest.approx(prefix.sum().item() / 2)  # two mini-batches
+    assert metrics["soup/train/prefix/ratio_at_start/min"] < 0.95
+    assert metrics["soup/train/prefix/ratio_at_start/max"] > 1.05
+    assert not any(key.startswith("actor/soup") for key in metrics)
+
+
+class StillWorkers:
+    """A worker group whose log-probs are zeros: enough for the splice."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        for key in batch.keys:
+            zeros = torch.zeros(len(self.store.rows[key]["input_ids"]))
+            self.store.rows[key].update(log_probs=zeros, entropy=zeros.clone())
+        return batch
+
+
+def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
+    """verl's padding rows repeat the first sample's versions and extra fields, with a response of length 1."""
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"), None)
+    trainer.actor_rollout_wg = StillWorkers(store)
+    batch = recorded(store, slice(0, 7))
+    first = store.rows[batch.keys[0]]
+    assert first["policy_versions"][0] < STEP - 1  # a mixed sample lends its fields to the padding
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
+    first["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix).pack()]
+    trainer.queue._chunks.append(Chunk(None, 16, 32))
+    batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
+    assert len(batch) == 8
+    padding = store.rows[batch.keys[-1]]
+    assert len(padding["policy_versions"]) != len(padding["responses"])
+
+    batch.extra_info = {}
+    metrics: dict = {}
+    tags = batch.tags
+    out = trainer._compute_old_log_prob(
+        KVBatchMeta(partition_id="train", keys=batch.keys, tags=tags, extra_info={}), metrics
+    )
+    assert out is not None
+    for key in batch.keys:
+        row = store.rows[key]
+        assert len(row["old_log_probs"]) == len(row["prefix_mask"]) == len(row["responses"])
+    for key in batch.keys[:-1]:
+        row = store.rows[key]
+        historical = row["policy_versions"] < STEP - 1
+        assert torch.equal(row["old_log_probs"][historical], row["rollout_log_probs"][historical])
+        assert not row["old_log_probs"][~historical].any()
+    assert padding["prefix_mask"].tolist() == [0]
+    assert metrics["soup/cost/seed_requests"] - metrics["soup/cost/seeds_lost"] == 1  # not once more for the padding
+    assert len(trainer.bank) == 1
+    assert without_padding(batch).keys == batch.keys[:-1]
+
+
+def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's own `_validate`, up to the moment at which the agent loops get their batch."""
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
+    trainer.val_dataloader = [{"raw_prompt": np.array([[{"role": "user", "content": "x"}]], dtype=object)}]
+    seen = []
+
+    class Reached(Exception):
+        pass
+
+    def generate_sequences(batch: TensorDict) -> None:
+        seen.append(batch)
+        raise Reached
+
+    trainer.agent_loop_manager = SimpleNamespace(generate_sequences=generate_sequences)
+    with pytest.raises(Reached):
+        trainer._validate()
+    assert ORDERS_KEY not in seen[0]
+
+
+class TestPrompts:
+    """The lookahead in the trainer: order, orders, refills and checkpoints, on a dataloader of 40 prompts."""
+
+    @pytest.fixture
+    def trainer(self, composed: Any) -> Any:
+        overrides = ["data.train_batch_size=4", "algorithm.soup.lag=2", "algorithm.soup.warm_start=pure"]
+        config = composed(*COUNTDOWN, "algorithm=soup", *overrides, "actor_rollout_ref.rollout.n=4")
+        trainer = make_trainer(SoupTrainer, config)
+        trainer.queue = LookaheadQueue(2, "pure", 4, last_step=9)
+        trainer.train_dataloader_it = None
+        trainer.train_dataloader = [
+            {
+                "raw_prompt": np.array(
+                    [[{"role": "user", "content": str(i)}] for i in range(at, at + 4)], dtype=object
+                ),
+                "index": torch.arange(at, at + 4),
+            }
+            for at in range(0, 40, 4)
+        ]
+        trainer._loader_state = dict
+        return trainer
+
+    def step(self, trainer: Any, step: int) -> tuple[list[int], list[PromptOrders]]:
+        trainer.global_steps = step
+        batch = trainer._next_train_batch()
+        return batch["index"].tolist(), list(batch[ORDERS_KEY])
+
+    def test_seeds_ride_on_the_batch_and_come_back_as_prefixes(self, trainer: Any) -> None:
+        indexes, orders = self.step(trainer, 1)
+        assert indexes == [0, 1, 2, 3]
+        seeds = [seed for order in orders for per_sample in order.seeds.values() for seed in per_sample]
+        # lag 2: step 1 seeds what step 3 trains on
+        assert sorted(seed.ordinal for seed in seeds) == [8, 9, 10, 11]
+        assert [seed.messages[0]["content"] for seed in sorted(seeds, key=lambda seed: seed.ordinal)] == [
+            "8", "9", "10", "11",
+        ]  # fmt: skip
+        assert all(len(seed.lengths) == 2 for seed in seeds)  # half of 4 samples
+        prefix = Prefix(np.arange(3, dtype=np.int32), np.zeros(3, np.float32), 0)
+        for seed in seeds:
+            for slot in seed.lengths:
+                trainer.bank.put(seed.ordinal, slot, prefix)
+        assert all(not order.prefixes for order in self.step(trainer, 2)[1])
+        indexes, orders = self.step(trainer, 3)
+        assert indexes == [8, 9, 10, 11]
+        assert all(set(order.prefixes) == {0, 1} for order in orders)
+
+    def test_the_order_is_that_of_plain_verl_across_the_epochs_end(self, trainer: Any) -> None:
+        trainer.queue.last_step = 14
+        order = [index for step in range(1, 15) for index in self.step(trainer, step)[0]]
+        assert order == [i % 40 for i in range(56)]
+
+    def test_a_refill_takes_the_next_prompts_and_orders_nothing(self, trainer: Any) -> None:
+        self.step(trainer, 1)
+        refill = trainer._next_train_batch(4)
+        assert refill["index"].tolist() == [4, 5, 6, 7]
+        assert all(not order.seeds for order in refill[ORDERS_KEY])
+
+    def test_only_numbers_travel_besides_the_messages(self, trainer: Any) -> None:
+        _, orders = self.step(trainer, 1)
+        for order in orders:
+            for sample in range(4):
+                order.take(sample)
+        assert all(order == PromptOrders() for order in orders)
+
+
+def test_registered_advantage_is_grpos(composed: Any) -> None:
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_adv_estimator_fn
+
+    estimator: Any = get_adv_estimator_fn("soup")
+    rewards = torch.rand(6, 3)
+    mask, groups = torch.ones(6, 3), np.array(["a", "a", "b", "b", "b", "c"], dtype=object)
+    for norm in (True, False):
+        config = composed("algorithm=soup", f"algorithm.norm_adv_by_std_in_grpo={norm}").algorithm
+        ours = estimator(token_level_rewards=rewards, response_mask=mask, index=groups, config=config)
+        theirs = compute_grpo_outcome_advantage(rewards.clone(), mask, groups, norm_adv_by_std_in_grpo=norm)
+        assert torch.equal(ours[0], theirs[0])
+    assert not torch.equal(ours[0], torch.zeros(6, 3))
+
+
+def test_constant_rewards_give_no_gradient(composed: Any) -> None:
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    config = composed("algorithm=soup").algorithm
+    groups = np.array(["a", "a"], dtype=object)
+    estimator: Any = get_adv_estimator_fn("soup")
+    advantages, _ = estimator(
+        token_level_rewards=torch.ones(2, 3), response_mask=torch.ones(2, 3), index=groups, config=config
+    )
+    assert not advantages.any()
