@@ -1,6 +1,6 @@
 """Writes countdown's training and validation sets as parquet, in verl's columns. Deterministic by seed.
 
-python -m examples.countdown.build_data --train 4096 --val 64
+python -m examples.countdown.build_data --train 4096 --val 128
 """
 
 import argparse
@@ -30,7 +30,7 @@ def to_row(problem: Problem, index: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=4096, help="number of training problems")
-    parser.add_argument("--val", type=int, default=64, help="number of validation problems, none of them in training")
+    parser.add_argument("--val", type=int, default=128, help="number of validation problems, none of them in training")
     parser.add_argument("--numbers", type=int, default=3, help="numbers in a problem (3 or 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "data", help="folder for train.parquet and val.parquet")

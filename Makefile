@@ -1,0 +1,55 @@
+# make demo   sets up .venv, trains SOUP on the countdown example, says where the results are
+# make test   sets up .venv, runs every check and test
+# make help   lists the rest
+
+PYTHON ?= python3.11
+VENV ?= .venv
+# Where the CPU build of torch comes from if pip's own sources do not have it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell grep '^torch==' requirements-cpu.txt)
+LOCKS := requirements-cpu.txt requirements-dev.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
+OUT := runs/countdown
+
+.PHONY: help install demo demo-grpo test check unit real clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+install: $(VENV)/.installed ## the environment in .venv (about 4 GB)
+
+$(VENV)/.installed: $(LOCKS) setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or give PYTHON=/path/to/python3.11."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "$(PYTHON) is not Python 3.11, for which the versions are pinned: give PYTHON=/path/to/python3.11."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps "$(TORCH)" || $(PIP) install --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
+	$(PIP) install --no-deps $(LOCKS:%=-r %)
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+demo: install ## SOUP on the countdown example, on this machine's CPU
+	$(RUN) algorithm=soup
+	@$(BIN)/python -m recipe.soup.summary $(OUT)/soup.jsonl
+
+demo-grpo: install ## the twin: GRPO, with every other setting equal
+	$(RUN) algorithm=grpo
+	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
+
+test: check ## every check and test (about fifteen minutes on two cores)
+	$(BIN)/python -m pytest
+
+check: install ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+unit: install ## tests without Ray (about two minutes)
+	$(BIN)/python -m pytest -m "not real_run"
+
+real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about ten minutes)
+	$(BIN)/python -m pytest -m real_run
+
+clean: ## the environment and everything that runs wrote here
+	rm -rf $(VENV) runs outputs checkpoints

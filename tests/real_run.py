@@ -1,0 +1,92 @@
+"""Starts `python -m verl.trainer.main_ppo` as a user would, and never leaves a process behind."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+COMMON = (
+    "hardware=cpu",
+    "example=countdown",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=64",
+    # Large steps, so that neighbouring versions differ by far more than rounding.
+    "actor_rollout_ref.actor.optim.lr=1e-3",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+    "trainer.save_freq=1",
+    "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
+    "trainer.rollout_data_dir=samples",
+    "trainer.default_local_dir=checkpoints",
+)
+
+
+class RealRun:
+    """One run in a folder of its own.
+
+    Args:
+        folder: the run's working directory; gets `log.txt`, `samples/`, `checkpoints/` and `runs/`.
+        environ: the environment of the process.
+        overrides: on top of `COMMON`.
+    """
+
+    def __init__(self, folder: Path, environ: dict[str, str], *overrides: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *COMMON, *overrides]
+        self._log = (folder / "log.txt").open("w")
+        self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=self._log, stderr=subprocess.STDOUT)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def descendants(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def wait_for(self, path: Path, seconds: float) -> None:
+        """Until `path` exists; fails with the end of the log if the run ends or the time is up before."""
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise AssertionError(f"no {path.name}; end of the log:\n{self.log[-4000:]}")
+            time.sleep(0.5)
+
+    def finish(self, seconds: float) -> int:
+        """Exit code, once the run is over."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds:.0f} s; end of the log:\n{self.log[-4000:]}") from None
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        for process in [*self.descendants(), self.process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        self._log.close()
+
+    def metrics(self, experiment: str) -> dict[int, dict[str, float]]:
+        """What verl's file logger wrote, by step."""
+        lines = (self.folder / "runs" / "countdown" / f"{experiment}.jsonl").read_text().splitlines()
+        return {entry["step"]: entry["data"] for entry in map(json.loads, lines)}

@@ -1,0 +1,249 @@
+"""The real path: main_ppo, Ray, FSDP2 and vLLM on the CPU. Four runs, shared by the tests below."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipe.soup.prefixes import PrefixBank
+from recipe.soup.verify import Comparison, read_samples, verify
+from tests.real_run import RealRun
+
+pytestmark = pytest.mark.real_run
+
+TOLERANCE = 1e-5  # nats
+FAR = 1e-2  # what another version's log-probs must be away at least, at its most different token
+STARTED = 300.0  # seconds until the first steps are through, on a busy machine
+FLAKY = Path(__file__).parents[2] / "flaky_reward.py"
+
+
+def assert_exact(comparisons: dict[str, Comparison]) -> None:
+    for segment, comparison in comparisons.items():
+        assert comparison.claimed, f"no tokens in the {segment}"
+        assert max(comparison.claimed) < TOLERANCE, segment
+        for distance, differences in comparison.others.items():
+            assert max(differences) > FAR, f"{segment}: version {distance:+d} would have passed as well"
+
+
+def versions_of_prefixes(rows: list[dict]) -> set[int]:
+    return {version for row in rows for version in row["policy_versions"][: row["prefix_length"]]}
+
+
+# ---------------------------------------------------------------- lag 2, pure, temperature 1; then a death
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> Iterator[RealRun]:
+    """Six steps, after which one of the run's vLLM workers is killed."""
+    overrides = ["algorithm.soup.lag=2", "algorithm.soup.warm_start=pure", "algorithm.soup.prefix_length.max=16"]
+    folder = tmp_path_factory.mktemp("exact")
+    run = RealRun(folder, clean_environ, "algorithm=soup", *overrides, "trainer.total_training_steps=500")
+    try:
+        run.wait_for(run.samples / "6.jsonl", STARTED)
+        run.wait_for(run.checkpoints / "global_step_6" / "data.pt", 60)
+        worker = next(process for process in run.descendants() if "VLLM::Worker" in " ".join(process.cmdline()))
+        killed = time.monotonic()
+        os.kill(worker.pid, signal.SIGKILL)
+        run.finish(120)
+        run.seconds_to_end = time.monotonic() - killed  # pyright: ignore[reportAttributeAccessIssue]
+        for path in run.samples.glob("*.jsonl"):
+            if int(path.stem) > 6:
+                path.unlink()
+        for path in run.checkpoints.glob("global_step_*"):
+            if int(path.name.removeprefix("global_step_")) > 6:
+                shutil.rmtree(path)
+        yield run
+    finally:
+        run.stop()
+
+
+@pytest.fixture(scope="module")
+def exact_comparison(exact: RealRun, countdown_dir: Path) -> dict[str, Comparison]:
+    return verify(exact.samples, exact.checkpoints, str(countdown_dir / "base_model"))
+
+
+def test_every_token_enters_the_loss_with_the_log_prob_of_the_policy_that_sampled_it(
+    exact_comparison: dict[str, Comparison],
+) -> None:
+    assert_exact(exact_comparison)
+
+
+def test_prefixes_are_exactly_two_versions_old_and_none_comes_earlier(exact: RealRun) -> None:
+    for step, rows in read_samples(exact.samples).items():
+        assert len(rows) == 64
+        assert versions_of_prefixes(rows) == ({step - 3} if step >= 3 else set())
+        mixed = sum(row["prefix_length"] > 0 for row in rows)
+        assert mixed == (32 if step >= 3 else 0)
+        for row in rows:
+            length = row["prefix_length"]
+            assert row["policy_versions"] == [step - 3] * length + [step - 1] * (len(row["response_ids"]) - length)
+            assert len(row["old_log_probs"]) == len(row["response_ids"]) <= 24
+
+
+def test_shuffled_versions_are_noticed(exact: RealRun, countdown_dir: Path, tmp_path: Path) -> None:
+    """The check itself can fail: the same log-probs, claimed for other versions."""
+    rng = np.random.default_rng(0)
+    for step, rows in read_samples(exact.samples).items():
+        for row in rows:
+            claimed = row["policy_versions"]
+            row["policy_versions"] = [int((version + rng.integers(1, 6)) % 6) for version in claimed]
+        (tmp_path / f"{step}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    comparisons = verify(tmp_path, exact.checkpoints, str(countdown_dir / "base_model"))
+    with pytest.raises(AssertionError):
+        assert_exact(comparisons)
+
+
+def test_a_prefix_that_ended_is_a_complete_sample(exact: RealRun) -> None:
+    rows = [row for rows in read_samples(exact.samples).values() for row in rows]
+    complete = [row for row in rows if 0 < row["prefix_length"] == len(row["response_ids"])]
+    assert complete
+    assert all(row["response_ids"][-1] == 1 for row in complete)
+
+
+def test_advantages_are_those_of_the_group(exact: RealRun) -> None:
+    for rows in read_samples(exact.samples).values():
+        groups: dict[str, list[dict]] = {}
+        for row in rows:
+            groups.setdefault(row["uid"].split("_")[0], []).append(row)
+        for group in groups.values():
+            scores = np.array([row["score"] for row in group])
+            expected = (scores - scores.mean()) / (scores.std(ddof=1) + 1e-6)
+            assert [row["advantage"] for row in group] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_dead_vllm_worker_ends_the_run_with_its_error_within_a_minute(exact: RealRun) -> None:
+    assert exact.process.returncode not in (0, None)
+    assert exact.seconds_to_end < 60  # pyright: ignore[reportAttributeAccessIssue]
+    assert "The vLLM engine of rollout replica 0 died" in exact.log
+
+
+# ---------------------------------------------------------------- everything at once: ramp, cut, refills, failures
+
+
+ROUGH = (
+    "algorithm=soup",
+    "algorithm.soup.lag=3",
+    "algorithm.soup.warm_start=ramp",
+    "algorithm.soup.on_eos=cut",
+    "algorithm.soup.prefix_length.max=23",
+    "actor_rollout_ref.rollout.temperature=0.7",
+    "algorithm.filter_groups.enable=true",
+    f"reward.custom_reward_function.path={FLAKY}",
+    "data.train_max_samples=24",
+    "data.shuffle=false",
+    "trainer.total_epochs=100",
+    "trainer.total_training_steps=7",
+)
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    """Ramp, cut ends, temperature 0.7, filtered groups with refills, a failing grader, epochs of three steps."""
+    run = RealRun(tmp_path_factory.mktemp("rough"), clean_environ, *ROUGH)
+    assert run.finish(STARTED + 200) == 0, run.log[-4000:]
+    return run
+
+
+def test_ratios_stay_exact_at_another_temperature_with_refills_and_failures(
+    rough: RealRun, countdown_dir: Path
+) -> None:
+    assert_exact(verify(rough.samples, rough.checkpoints, str(countdown_dir / "base_model"), temperature=0.7))
+
+
+def test_ramp_begins_at_step_2_and_never_exceeds_the_lag(rough: RealRun) -> None:
+    samples = read_samples(rough.samples)
+    assert sorted(samples) == list(range(1, 8))
+    for step, rows in samples.items():
+        versions = versions_of_prefixes(rows)
+        assert bool(versions) == (step >= 2)
+        assert all(step - 4 <= version < step - 1 for version in versions)
+    assert versions_of_prefixes(samples[7]) >= {3}  # the full lag is reached
+
+
+def test_nothing_is_left_for_steps_that_never_come(rough: RealRun) -> None:
+    last = rough.metrics("soup")[7]
+    assert last["soup/cost/seed_requests"] == 0
+    assert last["soup/bank/prefixes"] == 0
+
+
+def test_failed_prompts_leave_incomplete_groups_and_no_padding_in_the_dump(rough: RealRun) -> None:
+    rows = [row for rows in read_samples(rough.samples).values() for row in rows]
+    assert len(rows) < 7 * 64
+    assert not any(row["uid"].startswith("pad") for row in rows)
+
+
+def test_cut_prefixes_have_no_end_token_and_are_counted(rough: RealRun) -> None:
+    rows = [row for rows in read_samples(rough.samples).values() for row in rows]
+    mixed = [row for row in rows if row["prefix_length"]]
+    assert mixed
+    assert all(1 not in row["response_ids"][: row["prefix_length"]] for row in mixed)
+    assert sum(metrics["soup/cost/seeds_ended"] for metrics in rough.metrics("soup").values()) > 0
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_a_resumed_run_goes_on_with_its_prefixes_and_its_place_in_the_data(
+    rough: RealRun, tmp_path: Path, clean_environ: dict[str, str], countdown_dir: Path
+) -> None:
+    shutil.copytree(rough.checkpoints, tmp_path / "checkpoints")
+    for step in (5, 6, 7):
+        shutil.rmtree(tmp_path / "checkpoints" / f"global_step_{step}")
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("4")
+    bank, next_ordinal = PrefixBank.load(tmp_path / "checkpoints" / "global_step_4" / "soup_bank.npz")
+    assert len(bank) > 0
+
+    run = RealRun(tmp_path, clean_environ, *ROUGH, "trainer.resume_mode=auto")
+    assert run.finish(STARTED) == 0, run.log[-4000:]
+    samples = read_samples(run.samples)
+    assert sorted(samples) == [5, 6, 7]
+    assert_exact(verify(run.samples, run.checkpoints, str(countdown_dir / "base_model"), temperature=0.7))
+    assert min(versions_of_prefixes(samples[5])) < 4  # sampled before the checkpoint was written
+    # data.shuffle=false: prompt i of the run is problem i % 24, and a step trains on the first of them with signal.
+    problems = [(p["numbers"], p["target"]) for p in _problems(countdown_dir)[:24]]
+    trained = {problems.index((row["gts"]["numbers"], row["gts"]["target"])) for row in samples[5]}
+    reachable = {(next_ordinal + ahead) % 24 for ahead in range(24)}
+    assert trained <= reachable
+    assert next_ordinal % 24 in trained or len(trained) <= 8
+
+
+def _problems(countdown_dir: Path) -> list[dict]:
+    import pandas as pd
+
+    rows = pd.read_parquet(countdown_dir / "data" / "train.parquet")["reward_model"]
+    return [{"numbers": list(row["ground_truth"]["numbers"]), "target": row["ground_truth"]["target"]} for row in rows]
+
+
+# ---------------------------------------------------------------- the twin
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    overrides = ["trainer.total_training_steps=3", "trainer.test_freq=3", "trainer.validation_data_dir=validation"]
+    run = RealRun(tmp_path_factory.mktemp("twin"), clean_environ, "algorithm=grpo", *overrides)
+    assert run.finish(STARTED) == 0, run.log[-4000:]
+    return run
+
+
+def test_the_twin_is_grpo(twin: RealRun, countdown_dir: Path) -> None:
+    comparison = verify(twin.samples, twin.checkpoints, str(countdown_dir / "base_model"))
+    assert comparison["prefix"].claimed == []
+    assert max(comparison["continuation"].claimed) < TOLERANCE
+    assert all(metrics["soup/cost/seed_requests"] == 0 for metrics in twin.metrics("grpo").values())
+
+
+def test_engine_and_trainer_agree(twin: RealRun) -> None:
+    mismatch = [m["soup/train/continuation/engine_mismatch/max"] for m in twin.metrics("grpo").values()]
+    assert 0 < max(mismatch) < TOLERANCE
+
+
+def test_validation_is_reported_and_dumped(twin: RealRun) -> None:
+    assert "val-core/countdown/acc/mean@16" in twin.metrics("grpo")[3]
+    rows = [json.loads(line) for line in (twin.folder / "validation" / "3.jsonl").read_text().splitlines()]
+    assert len(rows) == 128 * 16
