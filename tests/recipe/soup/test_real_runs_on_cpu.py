@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_run import RealRun
 
 from recipe.soup.prefixes import PrefixBank
 from recipe.soup.verify import Comparison, read_samples, verify
-from tests.real_run import RealRun
 
 pytestmark = pytest.mark.real_run
 
