@@ -6,6 +6,7 @@ none of them chosen the composed config is byte-identical to verl's.
 """
 
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
@@ -58,7 +59,15 @@ class VerlGroups(SearchPathPlugin):
         register_resolvers()
         search_path.prepend(provider="verl_ext", path=f"{OpenGroupsSource.scheme()}://")
         for entry in entry_points(group=CONFIG_PACKAGES):
-            search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
+            if _is_importable(entry.value):  # the examples are part of a clone, but not of a wheel
+                search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _is_verl_config(path: str | None) -> bool:

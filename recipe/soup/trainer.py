@@ -117,19 +117,21 @@ class SoupTrainer(PPOTrainerSync):
             self._order_seeds(batch)
         return batch
 
+    def _lengths(self, ordinal: int) -> list[int]:
+        """Prefix lengths of the prompt at this place in the data, one for each of its mixed samples."""
+        rollout = self.config.actor_rollout_ref.rollout
+        settings = self.settings
+        return plan_lengths(settings.prefix_length, settings.mixed_share, rollout.n, rollout.seed, ordinal)
+
     def _order_seeds(self, batch: TensorDict) -> None:
         """Spread the prefixes that are due over this batch's samples, one future prompt to a sample."""
-        samples = self.config.actor_rollout_ref.rollout.n
-        seed = self.config.actor_rollout_ref.rollout.seed
+        samples = range(self.config.actor_rollout_ref.rollout.n)
         rows: list[PromptOrders] = list(cast(Any, batch[ORDERS_KEY]))
-        hosts = cycle((orders, sample) for sample in range(samples) for orders in rows)
+        hosts = cycle((orders, sample) for sample in samples for orders in rows)
         for chunk, row in self.queue.due(self.global_steps):
             ordinal = chunk.first_ordinal + row
-            lengths = plan_lengths(
-                self.settings.prefix_length, self.settings.mixed_share, samples, seed=seed, ordinal=ordinal
-            )
             present = self.bank.slots(ordinal)
-            missing = {slot: length for slot, length in enumerate(lengths) if slot not in present}
+            missing = {slot: n for slot, n in enumerate(self._lengths(ordinal)) if slot not in present}
             if missing:
                 orders, sample = next(hosts)
                 order = SeedOrder(ordinal, chunk.batch["raw_prompt"][row], missing, self.settings.on_eos)
