@@ -16,8 +16,7 @@ COMMON = (
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=64",
-    # Large steps, so that neighbouring versions differ by far more than rounding.
-    "actor_rollout_ref.actor.optim.lr=1e-3",
+    "actor_rollout_ref.actor.optim.lr=3e-4",
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
     "trainer.save_freq=1",

@@ -33,7 +33,7 @@ def arm_registrations() -> None:
 register_resolvers()
 if cpu_requested(sys.argv, os.environ):
     os.environ.update({key: value for key, value in CPU_ENV.items() if key not in os.environ})
-    from verl_ext.cpu.setup import prepare_process
+    from verl_ext.cpu.process import prepare_process
 
     prepare_process()
 arm_registrations()
