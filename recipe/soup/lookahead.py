@@ -73,14 +73,14 @@ class LookaheadQueue:
     def due(self, step: int) -> list[tuple[Chunk, int]]:
         """Chunk and row of each queued prompt that is to be seeded at `step`, whether or not it was seeded before.
 
-        A prompt that lost its seeds (its host sample failed or was filtered out) is due again at the next step, with
-        a lag that is shorter by one.
+        A prompt that lost its seeds because their host sample failed is due again at the next step, with a lag that
+        is shorter by one.
         """
-        # Pure: what the first `lag` steps train on stays unmixed.
-        first_ordinal = self.lag * self.prompts_per_step if self.warm_start == "pure" else 0
         prompts = [(chunk, row) for chunk in self._chunks for row in range(chunk.size)]
-        return [
-            (chunk, row)
-            for chunk, row in prompts[: self._reach(step) * self.prompts_per_step]
-            if chunk.first_ordinal + row >= first_ordinal
-        ]
+        within = prompts[: self._reach(step) * self.prompts_per_step]
+        # The step that will train on a prompt, or an earlier one if groups are refilled before.
+        return [item for i, item in enumerate(within) if self.mixes(step + 1 + i // self.prompts_per_step)]
+
+    def mixes(self, step: int) -> bool:
+        """Whether `step` may train on prefixes: with `pure`, not before the version `lag` updates ago exists."""
+        return self.warm_start != "pure" or step > self.lag

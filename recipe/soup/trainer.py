@@ -65,6 +65,18 @@ class SoupTrainer(PPOTrainerSync):
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = POLL_SECONDS
+        clear_groups = replay_buffer._clear_groups
+
+        def harvest_and_clear(partition_id: str, uids: set[str]) -> None:
+            # Groups that verl filters out hosted seeds for other prompts, which have nothing to do with the filter.
+            tags = replay_buffer.partitions[partition_id]
+            keys = [key for key in tags if key.split("_")[0] in uids]
+            if partition_id == "train" and keys:
+                batch = KVBatchMeta(partition_id=partition_id, keys=keys, tags=[tags[key] for key in keys])
+                self._harvest(fetch(batch, ["extra_fields"]), batch.tags)
+            clear_groups(partition_id, uids)
+
+        replay_buffer._clear_groups = harvest_and_clear
         return replay_buffer
 
     def _init_dataloader(self) -> None:
@@ -107,6 +119,8 @@ class SoupTrainer(PPOTrainerSync):
     def _fetch_one_gen_batch(self) -> TensorDict:
         chunk = self.queue.pop() or self._fetch_chunk()
         prefixes = [self.bank.take(chunk.first_ordinal + row) for row in range(chunk.size)]
+        if not self.queue.mixes(self.global_steps):  # a refill came upon a later step's prompts
+            prefixes = [{} for _ in prefixes]
         tu.assign_non_tensor_stack(chunk.batch, ORDERS_KEY, [PromptOrders(prefixes=slots) for slots in prefixes])
         return chunk.batch
 

@@ -39,6 +39,7 @@ from verl_ext.callbacks import SUPPORTED_VERL, require_supported_verl
         (PPOTrainer._init_dataloader, ["self"]),
         (PPOTrainer._build_replay_buffer, ["self"]),
         (PPOTrainerSync.on_init_end, ["self"]),
+        (ReplayBuffer._clear_groups, ["self", "partition_id", "uids"]),
         (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
         (ppo_loss, ["config", "model_output", "data", "dp_group"]),
         (initialize_global_process_group_ray, ["timeout_second", "backend"]),

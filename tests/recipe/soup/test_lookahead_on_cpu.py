@@ -25,19 +25,19 @@ class Run:
         self.fetched += self.chunk_size
         return chunk
 
-    def take(self, prompts: int) -> Iterator[tuple[int, int | None]]:
+    def take(self, step: int, prompts: int) -> Iterator[tuple[int, int | None]]:
         """(ordinal, version of its prefix) of the next prompts."""
         for _ in range(prompts // self.chunk_size):
             chunk = self.queue.pop() or self.fetch()
             for row in range(chunk.size):
-                slots = self.bank.take(chunk.first_ordinal + row)
+                slots = self.bank.take(chunk.first_ordinal + row) if self.queue.mixes(step) else {}
                 yield chunk.first_ordinal + row, slots[0].version if slots else None
 
     def step(self, step: int, refill: int = 0, lose: set[int] | None = None) -> list[tuple[int, int | None]]:
-        trained = list(self.take(self.per_step))
+        trained = list(self.take(step, self.per_step))
         self.queue.top_up(step, self.fetch)
         due = [chunk.first_ordinal + row for chunk, row in self.queue.due(step)]
-        trained += list(self.take(refill))
+        trained += list(self.take(step, refill))
         front = self.queue.front
         for ordinal in due:
             lost = ordinal in (lose or ()) or front is None or ordinal < front.first_ordinal
@@ -107,6 +107,8 @@ def test_order_is_kept_and_every_prefix_is_older_whatever_is_refilled_or_lost(
         rows = run.step(step, refill, lose=lost if step % 2 else set())
         assert len(rows) == run.per_step + refill
         assert all(version is None or step - 1 - lag <= version < step - 1 for _, version in rows)
+        if warm_start == "pure" and step <= lag:
+            assert all(version is None for _, version in rows)
         trained += [ordinal for ordinal, _ in rows]
     assert trained == list(range(len(trained)))
     front = run.queue.front

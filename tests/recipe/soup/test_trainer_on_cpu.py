@@ -277,6 +277,28 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     assert without_padding(batch).keys == batch.keys[:-1]
 
 
+def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared: list[str] = []
+    monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", "algorithm.filter_groups.enable=true"))
+    trainer.queue._chunks.append(Chunk(None, 16, 32))
+    batch = recorded(store)
+    uid = batch.keys[0].split("_")[0]
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
+    for key in batch.keys[:2]:
+        store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, len(trainer.bank), prefix).pack()]
+    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [
+        Seed(31, 0, prefix).pack()
+    ]  # its prompt has been trained on
+    replay_buffer = trainer._build_replay_buffer()
+    replay_buffer.partitions["train"] = dict(zip(batch.keys, batch.tags, strict=True))
+    replay_buffer._clear_groups("train", {uid})
+    assert trainer.bank.slots(40) == {0}
+    assert trainer.bank.slots(31) == frozenset()
+    assert uid in cleared
+    assert batch.keys[0] in cleared
+
+
 def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """verl's own `_validate`, up to the moment at which the agent loops get their batch."""
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
