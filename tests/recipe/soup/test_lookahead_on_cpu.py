@@ -30,8 +30,8 @@ class Run:
         for _ in range(prompts // self.chunk_size):
             chunk = self.queue.pop() or self.fetch()
             for row in range(chunk.size):
-                slots = self.bank.take(chunk.first_ordinal + row) if self.queue.mixes(step) else {}
-                yield chunk.first_ordinal + row, slots[0].version if slots else None
+                slots = self.bank.take(chunk.first_ordinal + row)
+                yield chunk.first_ordinal + row, slots[0].version if slots and self.queue.mixes(step) else None
 
     def step(self, step: int, refill: int = 0, lose: set[int] | None = None) -> list[tuple[int, int | None]]:
         trained = list(self.take(step, self.per_step))

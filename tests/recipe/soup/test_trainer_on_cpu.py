@@ -287,9 +287,7 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
     for key in batch.keys[:2]:
         store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, len(trainer.bank), prefix).pack()]
-    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [
-        Seed(31, 0, prefix).pack()
-    ]  # its prompt has been trained on
+    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [Seed(31, 0, prefix).pack()]  # trained on already
     replay_buffer = trainer._build_replay_buffer()
     replay_buffer.partitions["train"] = dict(zip(batch.keys, batch.tags, strict=True))
     replay_buffer._clear_groups("train", {uid})
