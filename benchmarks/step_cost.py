@@ -30,11 +30,14 @@ def register(trainer: Any) -> None:
     """Register a trainer whose mixed share alternates by block; `trainer` is the module recipe.soup.trainer."""
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
+    class BlockSource(trainer.LookaheadSource):
+        def lengths(self, ordinal: int) -> list[int]:
+            step = ordinal // self.queue.prompts_per_step
+            return super().lengths(ordinal) if step // int(os.environ[BLOCK_LENGTH]) % 2 else []
+
     @register_trainer(MODE)
     class BlockTrainer(trainer.SoupTrainer):
-        def _lengths(self, ordinal: int) -> list[int]:
-            step = ordinal // self.queue.prompts_per_step
-            return super()._lengths(ordinal) if step // int(os.environ[BLOCK_LENGTH]) % 2 else []
+        source_class = BlockSource
 
 
 def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str, np.ndarray]:
@@ -65,7 +68,7 @@ def main() -> None:
     environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(args.block_length)}
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "algorithm=grpo", "hardware=cpu", "example=countdown"),
-        *(f"trainer.v1.trainer_mode={MODE}", f"+trainer.v1.{MODE}={{}}", "algorithm.soup.mixed_share=0.5"),
+        *(f"trainer.v1.trainer_mode={MODE}", "algorithm.soup.mixed_share=0.5"),
         *("+algorithm.soup.lag=1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
         *("trainer.rollout_data_dir=null", f"trainer.total_training_steps={args.blocks * args.block_length}"),
         *overrides,

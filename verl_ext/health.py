@@ -3,18 +3,20 @@
 verl swallows a plugin that fails to load, and waits for ever for a vLLM worker that died during a weight update.
 """
 
+import os
 import sys
 import threading
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from verl_ext import __version__
 
 INTERVAL_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
+GRACE_SECONDS = 20.0
 
 
 def _loaded_version(_: Any) -> str | None:
@@ -22,20 +24,26 @@ def _loaded_version(_: Any) -> str | None:
     return __version__ if plugin is not None else None
 
 
-def handshake(worker_group: Any, replicas: list[Any]) -> None:
+def handshake(workers: list[Any], replicas: list[Any], agents: list[Any]) -> None:
     """Prove that the plugin is loaded in the driver, in every Ray worker and in every vLLM worker.
 
     Args:
-        worker_group: verl's RayWorkerGroup of training workers.
+        workers: verl's training workers (Ray actors).
         replicas: verl's rollout replicas; their vLLM workers must run `verl_ext.vllm_worker.WorkerExtension`.
+        agents: verl's agent-loop workers (Ray actors).
 
     Raises:
         RuntimeError: naming the process that lacks the plugin, or has another version of it.
     """
-    actors = [("training worker", actor) for actor in worker_group.workers]
-    actors += [("vLLM server", server) for replica in replicas for server in replica.servers]
-    versions = ray.get([actor.__ray_call__.remote(_loaded_version) for _, actor in actors])
-    for (role, _), version in zip([("driver", None), *actors], [_loaded_version(None), *versions], strict=True):
+    servers = [server for replica in replicas for server in replica.servers]
+    roles = (("training worker", workers), ("vLLM server", servers), ("agent-loop worker", agents))
+    versions: list[tuple[str, object]] = [("driver", _loaded_version(None))]
+    for role, actors in roles:
+        try:
+            versions += [(role, v) for v in ray.get([actor.__ray_call__.remote(_loaded_version) for actor in actors])]
+        except RayError as error:  # where the package is missing, the question itself can't be read
+            versions.append((role, str(error).splitlines()[-1]))
+    for role, version in versions:
         if version != __version__:
             raise RuntimeError(
                 f"The verl plugin verl_ext {__version__} is not loaded in a {role} (found: {version}). Install this "
@@ -60,19 +68,33 @@ def _engine_errored(server: Any) -> bool:
     return server.engine.errored
 
 
-class RolloutWatchdog:
-    """Context manager that ends a run whose vLLM engine died, with a sentence instead of a hang.
+def _not_dead(_: Any) -> bool:
+    return False  # whoever answers
 
-    A thread asks every server whether its engine lives. When one does not, the training workers, which would wait for
-    it for ever, are killed; that raises in the trainer, and the exit of this context names the true reason.
+
+class RolloutWatchdog:
+    """Context manager that ends a run whose rollout died, with a sentence instead of a hang.
+
+    A thread asks every vLLM server whether its engine lives, and every agent-loop worker whether it is there. When one
+    is not, the training workers, which would wait for it for ever, are killed; that raises in the trainer, and the exit
+    of this context names the true reason. A trainer that does not notice, because it waits for samples, is ended.
+
+    Args:
+        workers: verl's training workers.
+        replicas: verl's rollout replicas.
+        agents: verl's agent-loop workers.
 
     Raises:
-        RuntimeError: on exit, if an engine died.
+        RuntimeError: on exit, if an engine or an agent-loop worker died.
     """
 
-    def __init__(self, worker_group: Any, replicas: list[Any], interval: float = INTERVAL_SECONDS) -> None:
-        self._workers = list(worker_group.workers)
-        self._servers = [server for replica in replicas for server in replica.servers[:1]]
+    def __init__(
+        self, workers: list[Any], replicas: list[Any], agents: list[Any], interval: float = INTERVAL_SECONDS
+    ) -> None:
+        self._workers = workers
+        engines = [replica.servers[0] for replica in replicas]
+        self._watched = [(f"vLLM engine of rollout replica {i}", e, _engine_errored) for i, e in enumerate(engines)]
+        self._watched += [(f"agent-loop worker {i}", agent, _not_dead) for i, agent in enumerate(agents)]
         self._interval = interval
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rollout-watchdog", daemon=True)
@@ -96,20 +118,22 @@ class RolloutWatchdog:
             if self._check():
                 for worker in self._workers:
                     ray.kill(worker)
+                if not self._stopped.wait(GRACE_SECONDS):
+                    os._exit(1)
                 return
 
     def _check(self) -> bool:
-        for index, server in enumerate(self._servers):
+        for name, actor, is_dead in self._watched:
             try:
-                dead = ray.get(server.__ray_call__.remote(_engine_errored), timeout=ANSWER_SECONDS)
-            except GetTimeoutError:
-                continue  # busy, not dead
-            except RayError:
+                dead = ray.get(actor.__ray_call__.remote(is_dead), timeout=ANSWER_SECONDS)
+            except ActorDiedError:
                 dead = True
+            except RayError:
+                continue  # busy, or out of reach for a moment
             if dead:
                 self.reason = (
-                    f"The vLLM engine of rollout replica {index} died; its own error stands further up in the log "
-                    "(search for EngineCore, Worker or Traceback). The run was ended."
+                    f"The {name} died; its own error stands further up in the log (search for EngineCore, Worker or "
+                    "Traceback). The run was ended."
                 )
                 print(self.reason, file=sys.stderr, flush=True)
                 return True

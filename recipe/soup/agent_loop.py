@@ -4,6 +4,7 @@ verl imports this module right after its own agent loops, wherever those run.
 """
 
 import asyncio
+import logging
 from typing import Any, cast
 from uuid import uuid4
 
@@ -17,6 +18,8 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix
 from recipe.soup.refusals import AGENT_NAME
+
+logger = logging.getLogger(__name__)
 
 ORDERS_KEY = "soup_orders"
 SEEDS_KEY = "soup_seeds"
@@ -80,12 +83,23 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         orders: PromptOrders | None = kwargs.get(ORDERS_KEY)
         prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
         client = cast(LLMServerClient, self.server_manager)
-        seeding = asyncio.gather(*(self._seed(client, order, sampling_params) for order in seed_orders))
+        # Neither must bring the other down, and no request may outlive the sample, after which the engine may sleep.
+        seeding = asyncio.gather(
+            *(self._seed(client, order, sampling_params) for order in seed_orders), return_exceptions=True
+        )
         if prefix is not None and len(prefix):
             continuing = PrefixContinuation(client, prefix, int(self.rollout_config.response_length))
             self.server_manager = cast(LLMServerClient, continuing)
-        output: AgentLoopOutput = await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (decorated, not abstract)
-        seeds = [seed for seeds in await seeding for seed in seeds]
+        try:
+            output: AgentLoopOutput = await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (decorated, not abstract)
+        finally:
+            outcomes = await seeding
+        seeds: list[Seed] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                logger.warning("A prefix for a later step was lost: %r", outcome)
+            else:
+                seeds += outcome
         return self._extend(output, prefix, seeds)
 
     @staticmethod
@@ -110,10 +124,9 @@ class SoupAgentLoop(SingleTurnAgentLoop):
             if output.stop_reason == "aborted" or not output.token_ids:
                 return None
             version = output.extra_fields["global_steps"]
-            prefix = Prefix.from_sampled(
-                list(output.token_ids), list(output.log_probs or []), version, length, order.on_eos
-            )
-            return Seed(order.ordinal, slot, prefix)
+            ids, log_probs = list(output.token_ids), list(output.log_probs or [])
+            prefix = Prefix.from_sampled(ids, log_probs, version, length, order.on_eos)
+            return Seed(order.ordinal, slot, prefix, sampled=len(ids), ended=len(ids) <= length)
 
         seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
         return [seed for seed in seeds if seed is not None]

@@ -5,8 +5,9 @@ those tokens *are* a sample of the policy of `lag` updates ago. The data order i
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 
@@ -16,15 +17,21 @@ class Chunk:
 
     Attributes:
         batch: the fetched rows, in any form.
-        size: number of prompts.
         first_ordinal: place of the first prompt in the order of training, from 0.
+        messages: each prompt's chat messages.
+        lengths: each prompt's prefix lengths, by slot.
         resume_state: the dataloader's state before the fetch, or None if no checkpoint will need it.
     """
 
     batch: Any
-    size: int
     first_ordinal: int
+    messages: list[Any]
+    lengths: list[list[int]]
     resume_state: Any = None
+
+    @property
+    def size(self) -> int:
+        return len(self.messages)
 
 
 class LookaheadQueue:
@@ -46,9 +53,14 @@ class LookaheadQueue:
         self.prompts_per_step = prompts_per_step
         self.last_step = last_step
         self._chunks: deque[Chunk] = deque()
+        self._size = 0
 
     def __len__(self) -> int:
-        return sum(chunk.size for chunk in self._chunks)
+        return self._size
+
+    def __iter__(self) -> Iterator[tuple[Chunk, int]]:
+        """Chunk and row of each prompt, in the order of training."""
+        return ((chunk, row) for chunk in self._chunks for row in range(chunk.size))
 
     @property
     def front(self) -> Chunk | None:
@@ -57,7 +69,11 @@ class LookaheadQueue:
 
     def pop(self) -> Chunk | None:
         """Remove and return the next chunk, or None if the queue is empty."""
-        return self._chunks.popleft() if self._chunks else None
+        if not self._chunks:
+            return None
+        chunk = self._chunks.popleft()
+        self._size -= chunk.size
+        return chunk
 
     def _reach(self, step: int) -> int:
         """Steps ahead that `step` seeds."""
@@ -65,10 +81,15 @@ class LookaheadQueue:
         lag = min(self.lag, step) if self.warm_start == "ramp" else self.lag
         return max(min(lag, self.last_step - step), 0)
 
+    def append(self, chunk: Chunk) -> None:
+        """Put a chunk at the end."""
+        self._chunks.append(chunk)
+        self._size += chunk.size
+
     def top_up(self, step: int, fetch: Callable[[], Chunk]) -> None:
         """Fetch until the queue holds all prompts that `step` may seed; never any beyond the run's last step."""
         while len(self) < self._reach(step) * self.prompts_per_step:
-            self._chunks.append(fetch())
+            self.append(fetch())
 
     def due(self, step: int) -> list[tuple[Chunk, int]]:
         """Chunk and row of each queued prompt that is to be seeded at `step`, whether or not it was seeded before.
@@ -76,8 +97,7 @@ class LookaheadQueue:
         A prompt that lost its seeds because their host sample failed is due again at the next step, with a lag that
         is shorter by one.
         """
-        prompts = [(chunk, row) for chunk in self._chunks for row in range(chunk.size)]
-        within = prompts[: self._reach(step) * self.prompts_per_step]
+        within = list(islice(self, self._reach(step) * self.prompts_per_step))
         # The step that will train on a prompt, or an earlier one if groups are refilled before.
         return [item for i, item in enumerate(within) if self.mixes(step + 1 + i // self.prompts_per_step)]
 

@@ -47,22 +47,30 @@ class PromptOrders:
 
 @dataclass(frozen=True)
 class Seed:
-    """A prefix that was sampled for a future prompt."""
+    """A prefix that was sampled for a future prompt.
+
+    Attributes:
+        ordinal: the prompt's place in the order of training.
+        slot: which of the prompt's samples gets the prefix.
+        sampled: tokens that the engine had to sample for it.
+        ended: the engine stopped by itself.
+    """
 
     ordinal: int
     slot: int
     prefix: Prefix
+    sampled: int
+    ended: bool
 
     def pack(self) -> dict[str, Any]:
         """As a plain dictionary: TransferQueue does not bring other objects back as what they were."""
-        return {"ordinal": self.ordinal, "slot": self.slot, **vars(self.prefix)}
+        return {**vars(self), "prefix": dict(vars(self.prefix))}
 
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> "Seed":
         """Inverse of `pack`."""
-        fields = dict(packed)
-        ordinal, slot = fields.pop("ordinal"), fields.pop("slot")
+        fields = dict(packed["prefix"])
         # Copies: what TransferQueue hands out are views that would keep its whole message in memory.
         fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
         fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
-        return cls(ordinal, slot, Prefix(**fields))
+        return cls(**{**packed, "prefix": Prefix(**fields)})

@@ -17,17 +17,13 @@ class Prefix:
         token_ids: int32, shape (length,).
         log_probs: float32, shape (length,); natural log, at the rollout's temperature, under the policy that sampled.
         version: number of updates that made that policy.
-        complete: the last token ended the response.
-        ended: the engine stopped by itself; differs from `complete` when the end token was cut off.
-        sampled: tokens that the engine had to sample for it.
+        complete: the last token ended the response, so nothing is left to continue.
     """
 
     token_ids: np.ndarray
     log_probs: np.ndarray
     version: int
     complete: bool = False
-    ended: bool = False
-    sampled: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -52,8 +48,6 @@ class Prefix:
             log_probs=np.asarray(log_probs[:kept], dtype=np.float32),
             version=version,
             complete=ended and on_eos == "keep",
-            ended=ended,
-            sampled=len(token_ids),
         )
 
 
@@ -110,31 +104,34 @@ class PrefixBank:
             for slot, prefix in slots.items():
                 yield ordinal, slot, prefix
 
-    def save(self, path: Path, next_ordinal: int) -> None:
+    def save(self, path: Path, next_ordinal: int, fingerprints: dict[int, int]) -> None:
         """Write the bank as one .npz of plain arrays.
 
         Args:
             next_ordinal: the first prompt, in data order, that was not trained on yet.
+            fingerprints: of the prompts that come next, by ordinal; a resumed run must meet the same ones.
         """
         items = list(self._items())
-        table = [(o, s, p.version, p.complete, p.ended, len(p)) for o, s, p in items]
+        table = [(o, s, p.version, p.complete, len(p)) for o, s, p in items]
         np.savez(
             path,
             next_ordinal=next_ordinal,
-            table=np.asarray(table, dtype=np.int64).reshape(-1, 6),
+            fingerprints=np.asarray(list(fingerprints.items()), dtype=np.int64).reshape(-1, 2),
+            table=np.asarray(table, dtype=np.int64).reshape(-1, 5),
             token_ids=np.concatenate([p.token_ids for _, _, p in items] or [np.empty(0, np.int32)]),
             log_probs=np.concatenate([p.log_probs for _, _, p in items] or [np.empty(0, np.float32)]),
         )
 
     @classmethod
-    def load(cls, path: Path) -> tuple["PrefixBank", int]:
-        """Read what `save` wrote: the bank, and the first prompt that was not trained on yet."""
+    def load(cls, path: Path) -> tuple["PrefixBank", int, dict[int, int]]:
+        """Read what `save` wrote: the bank, `next_ordinal` and `fingerprints`."""
         bank = cls()
         with np.load(path, allow_pickle=False) as arrays:
             table, token_ids, log_probs = arrays["table"], arrays["token_ids"], arrays["log_probs"]
             next_ordinal = int(arrays["next_ordinal"])
-        ends = np.cumsum(table[:, 5])
-        for (ordinal, slot, version, complete, ended, length), end in zip(table.tolist(), ends.tolist(), strict=True):
+            fingerprints = dict(arrays["fingerprints"].tolist())
+        ends = np.cumsum(table[:, 4])
+        for (ordinal, slot, version, complete, length), end in zip(table.tolist(), ends.tolist(), strict=True):
             part = slice(end - length, end)
-            bank.put(ordinal, slot, Prefix(token_ids[part], log_probs[part], version, bool(complete), bool(ended)))
-        return bank, next_ordinal
+            bank.put(ordinal, slot, Prefix(token_ids[part], log_probs[part], version, bool(complete)))
+        return bank, next_ordinal, fingerprints

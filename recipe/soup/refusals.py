@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -26,7 +27,7 @@ def check_config(config: DictConfig) -> None:
     Raises:
         SystemExit: key, value, what is wrong and what to do.
     """
-    parse_settings(config.algorithm.get("soup"), config.data.max_response_length)
+    settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
     for key, allowed, why in RULES:
         value = OmegaConf.select(config, key, default=allowed[0])
         if value not in allowed:
@@ -36,26 +37,39 @@ def check_config(config: DictConfig) -> None:
         raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
     _check_model(config)
     _check_data(config)
-    _check_resume(config)
+    if settings.mixed_share > 0 and settings.lag > 0:
+        _check_resume(config)
 
 
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
+_TEMPERATURE = "ratios need log-probs at the rollout's temperature"
 RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
     ("trainer.v1.trainer_mode", (TRAINER_MODE,), "asynchronous trainers are not supported yet"),
     (f"{ROLLOUT}.name", ("vllm",), "only vLLM is supported yet"),
-    (f"{ROLLOUT}.top_p", (1.0, 1), _BIASED),
+    (f"{ROLLOUT}.top_p", (1.0,), _BIASED),
     (f"{ROLLOUT}.top_k", (-1, 0), _BIASED),
-    (f"{ROLLOUT}.min_p", (0.0, 0, None), _BIASED),
-    (f"{ROLLOUT}.repetition_penalty", (1.0, 1, None), _BIASED),
-    (f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), "ratios need log-probs at the rollout's temperature"),
+    (f"{ROLLOUT}.min_p", (0.0, None), _BIASED),
+    (f"{ROLLOUT}.repetition_penalty", (1.0, None), _BIASED),
+    (f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), _TEMPERATURE),
+    (f"{ROLLOUT}.engine_kwargs.vllm.logprobs_mode", ("processed_logprobs",), _TEMPERATURE),
     (f"{ROLLOUT}.calculate_log_probs", (True,), "ratios need the log-probs of the policy that sampled each token"),
     (f"{ROLLOUT}.agent.default_agent_loop", (AGENT_NAME,), "tool and custom agent loops are not supported yet"),
+    (f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "a complete prefix has no routing to replay"),
     (f"{ROLLOUT}.multi_turn.enable", (False,), "several turns are not supported yet"),
+    ("distillation.enabled", (False,), "its loss and SOUP's are not combined yet"),
+    ("algorithm.use_kl_in_reward", (False,), "the penalty would be taken at the historical policy; use a KL loss"),
     ("data.tool_config_path", (None,), "tools are not supported yet"),
     ("data.function_tool_path", (None,), "tools are not supported yet"),
 )
 """Key, allowed values (the first is the one to set), and why others are refused. A missing key is allowed."""
+
+
+_COLUMNS = {
+    "agent_name": "would bypass SOUP's agent loop",
+    "__do_sample__": "would make samples greedy, which have no sampling probability",
+    "__rollout_n__": "would change the number of samples that prefixes are planned for",
+}
 
 
 def _check_model(config: DictConfig) -> None:
@@ -75,17 +89,23 @@ def _files(value: Any) -> list[str]:
     return [str(item) for item in (value if isinstance(value, list | tuple | ListConfig) else [value])]
 
 
+def _columns(path: Path) -> list[str]:
+    """Column names of a dataset in one of the forms that verl reads."""
+    if path.suffix == ".parquet":
+        return parquet.read_schema(path).names
+    return list(pd.read_json(path, lines=path.suffix == ".jsonl").columns)
+
+
 def _check_data(config: DictConfig) -> None:
+    if OmegaConf.select(config, "data.custom_cls.path") is not None:
+        return  # a dataset class of the user's own knows what its files are
     for key, path in _local_files(config):
         if not path.exists():
             raise refuse(key, path, "no such file; give a parquet file with verl's columns.")
-        if path.suffix != ".parquet":
-            continue
-        columns = parquet.read_schema(path).names
-        if "agent_name" in columns:
-            raise refuse(
-                key, path, "its column `agent_name` would bypass SOUP's agent loop; remove it from the dataset."
-            )
+        columns = _columns(path)
+        for column, effect in _COLUMNS.items():
+            if column in columns:
+                raise refuse(key, path, f"its column `{column}` {effect}; remove it from the dataset.")
         for media in ("image_key", "video_key", "audio_key"):
             name = config.data.get(media)
             if name in columns:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError
 
 import verl_ext
 import verl_ext.plugin
@@ -38,8 +38,8 @@ def ray_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "ray", fake)
 
 
-def cluster(server: Actor, worker: Actor | None = None) -> tuple[Any, list[Any]]:
-    return SimpleNamespace(workers=[worker or Actor()]), [SimpleNamespace(servers=[server])]
+def cluster(server: Actor, worker: Actor | None = None, agent: Actor | None = None) -> tuple[list, list, list]:
+    return [worker or Actor()], [SimpleNamespace(servers=[server])], [agent or Actor()]
 
 
 def raiser(error: BaseException) -> Callable[[], Any]:
@@ -61,6 +61,12 @@ def test_handshake_names_a_worker_without_the_plugin() -> None:
 def test_handshake_names_a_server_with_another_version() -> None:
     with pytest.raises(RuntimeError, match=r"vLLM server \(found: 9\.9\)"):
         handshake(*cluster(Actor(answer=lambda: "9.9")))
+
+
+def test_handshake_names_an_agent_loop_worker_on_a_node_without_the_package() -> None:
+    missing = Actor(answer=raiser(RayError("No module named 'verl_ext'")))
+    with pytest.raises(RuntimeError, match=r"agent-loop worker \(found: No module named 'verl_ext'\)"):
+        handshake(*cluster(Actor(), agent=missing))
 
 
 def test_handshake_names_a_vllm_worker_without_our_extension() -> None:
@@ -92,12 +98,31 @@ def test_watchdog_ends_a_run_whose_engine_died(error: Exception | None) -> None:
 
 
 def test_watchdog_leaves_healthy_and_busy_runs_alone() -> None:
-    for server in (Actor(), Actor(answer=raiser(GetTimeoutError()))):
+    away = ActorUnavailableError("away", None)
+    for server in (Actor(), Actor(answer=raiser(GetTimeoutError())), Actor(answer=raiser(away))):
         worker = Actor()
         with RolloutWatchdog(*cluster(server, worker), interval=0.01) as watchdog:
             time.sleep(0.1)
         assert watchdog.reason is None
         assert not worker.killed
+
+
+def test_watchdog_ends_a_run_whose_agent_loop_worker_died() -> None:
+    with RolloutWatchdog(*cluster(Actor(), agent=Actor(answer=raiser(ActorDiedError()))), interval=0.01) as watchdog:
+        wait_for_death(watchdog)
+    assert watchdog.reason is not None
+    assert "agent-loop worker 0 died" in watchdog.reason
+
+
+def test_watchdog_ends_a_trainer_that_does_not_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr(health, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(health, "os", SimpleNamespace(_exit=exits.append))
+    server = Actor()
+    server.engine.errored = True
+    with RolloutWatchdog(*cluster(server), interval=0.01):
+        time.sleep(0.3)  # polls for samples
+    assert exits == [1]
 
 
 def test_watchdog_does_not_hide_another_error() -> None:

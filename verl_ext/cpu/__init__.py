@@ -14,7 +14,8 @@ CPU_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
 }
-"""Environment of every process of a CPU run; the same keys stand in `config/hardware/cpu.yaml` for Ray's workers."""
+"""Defaults for the environment of a CPU run: set in the driver where the user has not, and inherited by the Ray that it
+starts. The two of verl also stand in `config/hardware/cpu.yaml`, for a Ray that was there before."""
 
 
 def cpu_requested(argv: Sequence[str], environ: Mapping[str, str]) -> bool:

@@ -70,7 +70,7 @@ def run(countdown_dir: Path) -> Any:
 
 def prefix_of(length: int, complete: bool = False) -> Prefix:
     ids = np.arange(2, 2 + length, dtype=np.int32)
-    return Prefix(ids, np.full(length, -0.25, np.float32), version=4, complete=complete, ended=complete)
+    return Prefix(ids, np.full(length, -0.25, np.float32), version=4, complete=complete)
 
 
 def test_without_orders_it_is_verls_loop(run: Any) -> None:
@@ -136,7 +136,8 @@ class TestSeeding:
         seeding = [request for request in engine.requests if "max_tokens" in request.sampling_params]
         assert {request.sampling_params.pop("max_tokens") for request in seeding} == {3, 5}
         assert all(request.sampling_params == SAMPLING for request in seeding)
-        assert not any(seed.prefix.ended for seed in seeds)
+        assert not any(seed.ended for seed in seeds)
+        assert [seed.sampled for seed in seeds] == [3, 5]
 
     def test_ends_are_found_by_where_the_engine_stopped(self, run: Any) -> None:
         kept = self.seeds(run, FakeEngine(stops_after=2))
@@ -148,6 +149,36 @@ class TestSeeding:
         cut = self.seeds(run, FakeEngine(stops_after=2), on_eos="cut")
         assert [seed.prefix.token_ids.tolist() for seed in cut] == [[5, 5], [5, 5]]
         assert not any(seed.prefix.complete for seed in cut)
+        assert [seed.ended for seed in cut] == [seed.ended for seed in kept] == [False, True]
 
     def test_an_aborted_request_leaves_no_seed(self, run: Any) -> None:
         assert self.seeds(run, FakeEngine(stop_reason="aborted")) == []
+
+    def test_a_seed_that_fails_does_not_take_its_host_with_it(self, run: Any) -> None:
+        class Engine(FakeEngine):
+            async def generate(self, request_id: str, **kwargs: Any) -> TokenOutput:
+                if kwargs["sampling_params"].get("max_tokens") == 3:  # the seed of slot 0
+                    raise RuntimeError("out of cache")
+                return await super().generate(request_id, **kwargs)
+
+        messages = [{"role": "user", "content": "1 2 3=6:"}]
+        seeds = [SeedOrder(40, messages, {0: 2}, "keep"), SeedOrder(41, messages, {0: 4}, "keep")]
+        output = run(Engine(), **{ORDERS_KEY: PromptOrders(seeds={0: seeds})})
+        assert len(output.response_ids) == RESPONSE_LENGTH
+        assert [seed.ordinal for seed in output.seeds] == [41]
+
+    def test_seeds_do_not_outlive_a_host_that_fails(self, run: Any) -> None:
+        finished: list[str] = []
+
+        class Engine(FakeEngine):
+            async def generate(self, request_id: str, **kwargs: Any) -> TokenOutput:
+                if "max_tokens" not in kwargs["sampling_params"]:
+                    raise RuntimeError("host")
+                await asyncio.sleep(0.05)
+                finished.append(request_id)
+                return await super().generate(request_id, **kwargs)
+
+        seed = SeedOrder(40, [{"role": "user", "content": "1 2 3=6:"}], {0: 2, 1: 3}, "keep")
+        with pytest.raises(RuntimeError, match="host"):
+            run(Engine(), **{ORDERS_KEY: PromptOrders(seeds={0: [seed]})})
+        assert len(finished) == 2

@@ -1,48 +1,58 @@
 """Lookahead bookkeeping: which steps are seeded when, up to the run's end, with refills."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.soup.lookahead import Chunk, LookaheadQueue
-from recipe.soup.prefixes import Prefix, PrefixBank
+from recipe.soup.orders import PromptOrders, Seed
+from recipe.soup.prefixes import Prefix
+from recipe.soup.settings import PrefixLengthSettings, SoupSettings
+from recipe.soup.source import LookaheadSource
 
 
 class Run:
-    """A trainer without training: pops, tops up and seeds as the real one, and records ages."""
+    """A trainer without training: takes, orders and harvests as the real one does, and records versions."""
 
     def __init__(self, lag: int, warm_start: str, last_step: int, per_step: int = 4, chunk_size: int = 4) -> None:
-        self.queue = LookaheadQueue(lag, warm_start, per_step, last_step)
-        self.bank = PrefixBank()
         self.per_step, self.chunk_size, self.last_step = per_step, chunk_size, last_step
-        self.fetched = 0
+        self.fetched = self.seeded = 0
+        settings = SoupSettings(
+            lag=lag, warm_start=warm_start, mixed_share=1.0, prefix_length=PrefixLengthSettings("fixed", 1, 2)
+        )
+        self.source = LookaheadSource(settings, 1, 0, per_step, last_step, self.fetch)
 
-    def fetch(self) -> Chunk:
-        chunk = Chunk(None, self.chunk_size, self.fetched)
-        self.fetched += self.chunk_size
-        return chunk
+    def fetch(self) -> tuple[None, list[str], int]:
+        first, self.fetched = self.fetched, self.fetched + self.chunk_size
+        return None, [f"prompt {i}" for i in range(first, self.fetched)], first
 
     def take(self, step: int, prompts: int) -> Iterator[tuple[int, int | None]]:
         """(ordinal, version of its prefix) of the next prompts."""
         for _ in range(prompts // self.chunk_size):
-            chunk = self.queue.pop() or self.fetch()
-            for row in range(chunk.size):
-                slots = self.bank.take(chunk.first_ordinal + row)
-                yield chunk.first_ordinal + row, slots[0].version if slots and self.queue.mixes(step) else None
+            chunk, prefixes = self.source.take(step)
+            for row, slots in enumerate(prefixes):
+                assert chunk.messages[row] == f"prompt {chunk.first_ordinal + row}"
+                yield chunk.first_ordinal + row, slots[0].version if slots else None
 
-    def step(self, step: int, refill: int = 0, lose: set[int] | None = None) -> list[tuple[int, int | None]]:
+    def step(
+        self, step: int, refill: int = 0, lose: set[int] | None = None, early: bool = False
+    ) -> list[tuple[int, int | None]]:
+        """One step. `early`: seeds arrive before the refill (their hosts were filtered out), rather than after it."""
         trained = list(self.take(step, self.per_step))
-        self.queue.top_up(step, self.fetch)
-        due = [chunk.first_ordinal + row for chunk, row in self.queue.due(step)]
+        rows = [PromptOrders() for _ in trained]
+        self.source.order_seeds(step, rows)
+        orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+        self.seeded = len(orders)
+        prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), version=step - 1)
+        seeds = [Seed(order.ordinal, 0, prefix, 3, False) for order in orders if order.ordinal not in (lose or ())]
+        if early:
+            self.source.harvest(seeds)
         trained += list(self.take(step, refill))
-        front = self.queue.front
-        for ordinal in due:
-            lost = ordinal in (lose or ()) or front is None or ordinal < front.first_ordinal
-            if not lost and not self.bank.slots(ordinal):
-                self.bank.put(ordinal, 0, Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), version=step - 1))
+        if not early:
+            self.source.harvest(seeds)
         return trained
 
 
@@ -68,12 +78,9 @@ def test_ramp_grows_the_lag_by_one_every_other_step() -> None:
 
 def test_ramp_seeds_no_more_than_two_steps_at_once() -> None:
     run = Run(16, "ramp", last_step=100)
-    seeded = []
     for step in range(1, 60):
-        before = len(run.bank)
-        trained = sum(version is not None for _, version in run.step(step))
-        seeded.append(len(run.bank) - before + trained)
-    assert max(seeded) <= 2 * run.per_step
+        run.step(step)
+        assert run.seeded == (2 * run.per_step if 1 < step <= 16 else run.per_step)
 
 
 @pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
@@ -83,8 +90,8 @@ def test_nothing_is_fetched_or_seeded_for_steps_that_never_come(warm_start: str,
     for step in range(1, last_step + 1):
         run.step(step)
     assert run.fetched == last_step * run.per_step
-    assert len(run.bank) == 0
-    assert len(run.queue) == 0
+    assert len(run.source.bank) == 0
+    assert len(run.source.queue) == 0
 
 
 def test_lag_0_looks_ahead_at_nothing() -> None:
@@ -97,22 +104,23 @@ def test_lag_0_looks_ahead_at_nothing() -> None:
     warm_start=st.sampled_from(["pure", "fill", "ramp"]),
     refills=st.lists(st.integers(0, 9), min_size=1, max_size=12),
     lost=st.sets(st.integers(0, 60)),
+    early=st.booleans(),
 )
 def test_order_is_kept_and_every_prefix_is_older_whatever_is_refilled_or_lost(
-    lag: int, warm_start: str, refills: list[int], lost: set[int]
+    lag: int, warm_start: str, refills: list[int], lost: set[int], early: bool
 ) -> None:
     run = Run(lag, warm_start, last_step=len(refills), chunk_size=1)
     trained = []
     for step, refill in enumerate(refills, start=1):
-        rows = run.step(step, refill, lose=lost if step % 2 else set())
+        rows = run.step(step, refill, lose=lost if step % 2 else set(), early=early)
         assert len(rows) == run.per_step + refill
         assert all(version is None or step - 1 - lag <= version < step - 1 for _, version in rows)
         if warm_start == "pure" and step <= lag:
             assert all(version is None for _, version in rows)
         trained += [ordinal for ordinal, _ in rows]
     assert trained == list(range(len(trained)))
-    front = run.queue.front
-    assert all(ordinal >= front.first_ordinal for ordinal in run.bank._prompts) if front else len(run.bank) == 0
+    still_to_come = {chunk.first_ordinal + row for chunk, row in run.source.queue}
+    assert set(run.source.bank._prompts) <= still_to_come
 
 
 def test_a_lost_seed_is_sampled_again_a_step_later() -> None:
@@ -122,3 +130,45 @@ def test_a_lost_seed_is_sampled_again_a_step_later() -> None:
     run.step(2)
     run.step(3)
     assert dict(run.step(4))[lost] == 1
+
+
+class TestCheckpoint:
+    def resumed(self, run: Run, path: Path, step: int) -> Run:
+        """A new run of the same data that goes on after `step`, with the dataloader put back to the saved place."""
+        run.source.save(path)
+        other = Run(run.source.queue.lag, run.source.settings.warm_start, run.last_step)
+        other.source.load(path)
+        other.fetched = run.source.resume_state(lambda: run.fetched)
+        return other
+
+    @pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
+    @pytest.mark.parametrize("stop", [1, 2, 5, 9])
+    def test_a_resumed_run_trains_on_what_the_first_one_would_have(
+        self, warm_start: str, stop: int, tmp_path: Path
+    ) -> None:
+        whole, stopped = Run(3, warm_start, last_step=10), Run(3, warm_start, last_step=10)
+        expected = [whole.step(step) for step in range(1, 11)]
+        for step in range(1, stop + 1):
+            stopped.step(step)
+        resumed = self.resumed(stopped, tmp_path / "bank.npz", stop)
+        assert [resumed.step(step) for step in range(stop + 1, 11)] == expected[stop:]
+
+    def test_other_data_is_noticed(self, tmp_path: Path) -> None:
+        run = Run(3, "fill", last_step=10)
+        run.step(1)
+        resumed = self.resumed(run, tmp_path / "bank.npz", 1)
+        resumed.fetched += 4  # the data in another order
+        with pytest.raises(RuntimeError, match=r"data\.seed"):
+            resumed.step(2)
+
+    def test_without_mixing_the_prefixes_of_a_checkpoint_are_left_alone(self, tmp_path: Path) -> None:
+        run = Run(2, "fill", last_step=10)
+        run.step(1)
+        run.source.save(tmp_path / "bank.npz")
+        settings = SoupSettings(lag=2, mixed_share=0.0, prefix_length=PrefixLengthSettings("fixed", 1, 2))
+        unmixed = LookaheadSource(settings, 1, 0, 4, 10, run.fetch)
+        unmixed.load(tmp_path / "bank.npz")
+        run.fetched = 4
+        chunk, prefixes = unmixed.take(2)
+        assert chunk.first_ordinal == 4
+        assert not any(prefixes)

@@ -42,6 +42,10 @@ def test_against_loops() -> None:
     assert metrics["soup/train/prefix/ratio_at_start/min"] == pytest.approx(min(ratios))
     assert metrics["soup/train/prefix/lag/mean"] == pytest.approx((2 + 2 + 1 + 1) / 4)
     assert metrics["soup/train/prefix/lag/max"] == 2
+    assert metrics["soup/train/prefix/length/mean"] == 2
+    assert metrics["soup/train/prefix/entropy"] == pytest.approx(sum(float(data.entropy[i]) for i in tokens) / 4)
+    others = [(b, t) for b in range(5) for t in range(4) if data.response_mask[b, t] and not data.prefix[b, t]]
+    assert metrics["soup/train/continuation/entropy"] == pytest.approx(sum(float(data.entropy[i]) for i in others) / 7)
     assert metrics["soup/train/mixed/samples"] == 2
     assert metrics["soup/train/mixed/share"] == pytest.approx(0.5)  # of four samples: the padding row is none
     assert metrics["soup/train/mixed/without_continuation"] == 1

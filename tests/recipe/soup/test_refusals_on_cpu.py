@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from recipe.soup.refusals import BANK_FILE, check_config
 
@@ -68,6 +69,14 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("actor_rollout_ref.model.path=/no/such/model", ["actor_rollout_ref.model.path=/no/such/model"]),
         ("data.train_files=/no/such.parquet", ["data.train_files=/no/such.parquet"]),
         ("data.val_files=[/no/such.parquet]", ["data.val_files=/no/such.parquet"]),
+        (
+            f"+{ROLLOUT}.engine_kwargs.vllm.logprobs_mode=raw_logprobs",
+            ["engine_kwargs.vllm.logprobs_mode=raw_logprobs"],
+        ),
+        (f"{ROLLOUT}.enable_rollout_routing_replay=true", ["enable_rollout_routing_replay=True"]),
+        (f"{ROLLOUT}.response_length=8", ["algorithm.soup.prefix_length.max=8", "7"]),
+        ("distillation.enabled=true", ["distillation.enabled=True"]),
+        ("algorithm.use_kl_in_reward=true", ["algorithm.use_kl_in_reward=True"]),
         ("data.image_key=prompt", ["data.image_key=prompt", "multimodal"]),
     ],
 )
@@ -82,10 +91,17 @@ def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: p
     assert "HF_HUB_OFFLINE" in sentence(composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
 
 
-def test_a_dataset_that_names_its_own_agent_is_refused(composed: Compose, tmp_path: Path) -> None:
-    path = tmp_path / "train.parquet"
-    pd.DataFrame({"prompt": ["x"], "agent_name": ["single_turn_agent"]}).to_parquet(path)
-    assert "agent_name" in sentence(composed(*BASE, f"data.train_files={path}"))
+@pytest.mark.parametrize("column", ["agent_name", "__do_sample__", "__rollout_n__"])
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_a_dataset_that_would_bypass_us_is_refused(composed: Compose, tmp_path: Path, column: str, suffix: str) -> None:
+    path = tmp_path / f"train{suffix}"
+    frame = pd.DataFrame({"prompt": ["x"], column: [1]})
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_json(path, orient="records", lines=suffix == ".jsonl")
+    assert column in sentence(composed(*BASE, f"data.train_files={path}"))
+
+
+def test_files_of_a_dataset_class_of_ones_own_are_its_own_affair(composed: Compose) -> None:
+    check_config(composed(*BASE, "data.custom_cls.path=x.py", "data.train_files=some/hub_name"))
 
 
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
@@ -98,17 +114,21 @@ def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compos
     assert BANK_FILE in sentence(config)
     (folder / BANK_FILE).touch()
     check_config(config)
+    (folder / BANK_FILE).unlink()
+    config.algorithm.soup.mixed_share = 0.0  # nothing is lost
+    check_config(config)
 
 
 def test_prefix_bounds_do_not_matter_without_mixing(composed: Compose) -> None:
     check_config(composed(*BASE, "algorithm.soup.mixed_share=0", "data.max_response_length=1"))
 
 
-def test_the_twin_and_plain_verl_are_never_refused(composed: Compose) -> None:
-    for group in ("grpo", None):
-        overrides = [f"algorithm={group}"] if group else []
-        with_hydra = composed(*overrides, "hardware=cpu", "example=countdown", f"{ROLLOUT}.top_p=0.9")
-        assert OmegaConf.select(with_hydra, "hydra") is None  # callbacks live in soup.yaml alone
+@pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", False), (None, False)])
+def test_only_soup_refuses(group: str | None, refuses: bool) -> None:
+    overrides = [f"algorithm={group}"] if group else []
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
+    assert ("soup" in config.hydra.callbacks) == refuses
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,18 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
-from recipe.soup.lookahead import Chunk, LookaheadQueue
+from recipe.soup.lookahead import Chunk
 from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.prefixes import Prefix, PrefixBank
+from recipe.soup.prefixes import Prefix
 from recipe.soup.rows import without_padding
 from recipe.soup.settings import parse_settings
-from recipe.soup.trainer import SEED_COST, SoupTrainer
+from recipe.soup.source import LookaheadSource
+from recipe.soup.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parents[2] / "data" / "recorded_batch.jsonl"
 STEP = 5
+LAST_STEP = 14
+CHUNK = Chunk(None, first_ordinal=32, messages=[""] * 16, lengths=[[]] * 16)
 COUNTDOWN = (
     "hardware=cpu",
     "example=countdown",
@@ -169,12 +172,12 @@ def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None)
     trainer.use_critic = False
     trainer.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
     if cls is SoupTrainer:
-        trainer.settings = parse_settings(config.algorithm.get("soup"), config.data.max_response_length)
-        trainer.bank = PrefixBank()
-        trainer.queue = LookaheadQueue(2, "pure", 16, 100)
-        trainer._seed_cost = dict.fromkeys(SEED_COST, 0)
-        trainer._next_ordinal = 0
+        rollout = config.actor_rollout_ref.rollout
+        settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        prompts = config.data.train_batch_size
+        trainer.source = LookaheadSource(settings, rollout.n, 0, prompts, LAST_STEP, trainer._fetch_prompts)
         trainer._dumped_partition = None
+        trainer._loader_state = dict
     return trainer
 
 
@@ -241,6 +244,17 @@ class StillWorkers:
         return batch
 
 
+def test_bypass_mode_takes_the_engines_log_probs_on_every_token(composed: Any, store: Store) -> None:
+    """verl's setting that saves the trainer's forward pass: behaviour log-probs everywhere, without a splice."""
+    overrides = ["algorithm=soup", "algorithm.rollout_correction.bypass_mode=true"]
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, *overrides))  # no worker to ask
+    metrics: dict = {}
+    trainer._compute_old_log_prob(recorded(store), metrics)
+    assert all(torch.equal(row["old_log_probs"], row["rollout_log_probs"]) for row in store.rows.values())
+    assert metrics["soup/train/prefix/tokens"] > 0
+    assert metrics["soup/train/prefix/ratio_at_start/max"] == 1.0
+
+
 def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     """verl's padding rows repeat the first sample's versions and extra fields, with a response of length 1."""
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"), None)
@@ -249,8 +263,8 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     first = store.rows[batch.keys[0]]
     assert first["policy_versions"][0] < STEP - 1  # a mixed sample lends its fields to the padding
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
-    first["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix).pack()]
-    trainer.queue._chunks.append(Chunk(None, 16, 32))
+    first["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
+    trainer.source.queue.append(CHUNK)
     batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
     assert len(batch) == 8
     padding = store.rows[batch.keys[-1]]
@@ -273,7 +287,7 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
         assert not row["old_log_probs"][~historical].any()
     assert padding["prefix_mask"].tolist() == [0]
     assert metrics["soup/cost/seed_requests"] - metrics["soup/cost/seeds_lost"] == 1  # not once more for the padding
-    assert len(trainer.bank) == 1
+    assert len(trainer.source.bank) == 1
     assert without_padding(batch).keys == batch.keys[:-1]
 
 
@@ -281,18 +295,18 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
     cleared: list[str] = []
     monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", "algorithm.filter_groups.enable=true"))
-    trainer.queue._chunks.append(Chunk(None, 16, 32))
+    trainer.source.queue.append(CHUNK)
     batch = recorded(store)
     uid = batch.keys[0].split("_")[0]
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
     for key in batch.keys[:2]:
-        store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, len(trainer.bank), prefix).pack()]
-    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [Seed(31, 0, prefix).pack()]  # trained on already
+        store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
+    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [Seed(31, 0, prefix, 3, False).pack()]  # trained on already
     replay_buffer = trainer._build_replay_buffer()
     replay_buffer.partitions["train"] = dict(zip(batch.keys, batch.tags, strict=True))
     replay_buffer._clear_groups("train", {uid})
-    assert trainer.bank.slots(40) == {0}
-    assert trainer.bank.slots(31) == frozenset()
+    assert trainer.source.bank.slots(40) == {0}
+    assert trainer.source.bank.slots(31) == frozenset()
     assert uid in cleared
     assert batch.keys[0] in cleared
 
@@ -300,6 +314,7 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
 def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """verl's own `_validate`, up to the moment at which the agent loops get their batch."""
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
+    trainer.source.bank.put(0, 0, Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 1))
     trainer.val_dataloader = [{"raw_prompt": np.array([[{"role": "user", "content": "x"}]], dtype=object)}]
     seen = []
 
@@ -324,7 +339,6 @@ class TestPrompts:
         overrides = ["data.train_batch_size=4", "algorithm.soup.lag=2", "algorithm.soup.warm_start=pure"]
         config = composed(*COUNTDOWN, "algorithm=soup", *overrides, "actor_rollout_ref.rollout.n=4")
         trainer = make_trainer(SoupTrainer, config)
-        trainer.queue = LookaheadQueue(2, "pure", 4, last_step=9)
         trainer.train_dataloader_it = None
         trainer.train_dataloader = [
             {
@@ -347,6 +361,7 @@ class TestPrompts:
         indexes, orders = self.step(trainer, 1)
         assert indexes == [0, 1, 2, 3]
         seeds = [seed for order in orders for per_sample in order.seeds.values() for seed in per_sample]
+        assert max(len(per_sample) for order in orders for per_sample in order.seeds.values()) == 1  # spread out
         # lag 2: step 1 seeds what step 3 trains on
         assert sorted(seed.ordinal for seed in seeds) == [8, 9, 10, 11]
         assert [seed.messages[0]["content"] for seed in sorted(seeds, key=lambda seed: seed.ordinal)] == [
@@ -356,14 +371,13 @@ class TestPrompts:
         prefix = Prefix(np.arange(3, dtype=np.int32), np.zeros(3, np.float32), 0)
         for seed in seeds:
             for slot in seed.lengths:
-                trainer.bank.put(seed.ordinal, slot, prefix)
+                trainer.source.bank.put(seed.ordinal, slot, prefix)
         assert all(not order.prefixes for order in self.step(trainer, 2)[1])
         indexes, orders = self.step(trainer, 3)
         assert indexes == [8, 9, 10, 11]
         assert all(set(order.prefixes) == {0, 1} for order in orders)
 
     def test_the_order_is_that_of_plain_verl_across_the_epochs_end(self, trainer: Any) -> None:
-        trainer.queue.last_step = 14
         order = [index for step in range(1, 15) for index in self.step(trainer, step)[0]]
         assert order == [i % 40 for i in range(56)]
 
