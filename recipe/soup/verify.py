@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 
@@ -39,11 +40,18 @@ def read_samples(folder: Path) -> dict[int, list[dict]]:
 
 
 @torch.no_grad()
-def response_log_probs(model: torch.nn.Module, row: dict, temperature: float) -> np.ndarray:
-    """Log-probs of one sample's response tokens, float32, shape (response_length,)."""
-    ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-    logits = model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1 : -1].float() / temperature
-    return logits.log_softmax(-1).gather(-1, ids[0, len(row["prompt_ids"]) :, None])[:, 0].numpy()
+def response_log_probs(model: torch.nn.Module, rows: list[dict], temperature: float) -> list[np.ndarray]:
+    """Log-probs of the samples' response tokens, float32, one array of shape (response_length,) per row."""
+    sequences = [torch.tensor(row["prompt_ids"] + row["response_ids"]) for row in rows]
+    # Padded on the right, where a causal model does not see it.
+    ids = pad_sequence(sequences, batch_first=True)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
+    log_probs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return [
+        values[len(row["prompt_ids"]) - 1 : len(sequence) - 1].numpy()
+        for values, row, sequence in zip(log_probs, rows, sequences, strict=True)
+    ]
 
 
 def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float = 1.0) -> dict[str, Comparison]:
@@ -77,8 +85,8 @@ def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float
     for version, folder in sorted(folders.items()):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         for step, rows in steps.items():
-            for row in rows:
-                difference = np.abs(response_log_probs(model, row, temperature) - np.array(row["old_log_probs"]))
+            for row, log_probs in zip(rows, response_log_probs(model, rows, temperature), strict=True):
+                difference = np.abs(log_probs - np.array(row["old_log_probs"]))
                 for token, claimed in enumerate(row["policy_versions"]):
                     comparison = comparisons["prefix" if claimed < step - 1 else "continuation"]
                     kept = comparison.claimed if version == claimed else comparison.others[version - claimed]
