@@ -105,7 +105,9 @@ class SoupTrainer(PPOTrainerSync):
         self.actor_rollout_wg.set_loss_fn(partial(soup_loss, config=actor_config))
 
     def fit(self, agent_loop_manager: Any) -> None:
-        replicas = self.llm_server_manager.get_replicas()
+        # The twin may run on another engine, whose servers have no such questions to answer.
+        vllm = self.config.actor_rollout_ref.rollout.name == "vllm"
+        replicas = self.llm_server_manager.get_replicas() if vllm else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
         with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
