@@ -6,20 +6,24 @@ The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 s
 import copy
 import json
 import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import transfer_queue as tq
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.trainer.ppo.utils import create_rl_sampler
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
+from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
@@ -338,18 +342,20 @@ class TestPrompts:
     def trainer(self, composed: Any) -> Any:
         overrides = ["data.train_batch_size=4", "algorithm.soup.lag=2", "algorithm.soup.warm_start=pure"]
         config = composed(*COUNTDOWN, "algorithm=soup", *overrides, "actor_rollout_ref.rollout.n=4")
+        return self.with_loader(config, shuffle=False)
+
+    @staticmethod
+    def with_loader(config: DictConfig, shuffle: bool) -> Any:
+        """A trainer on verl's kind of dataloader, wired as `_init_dataloader` does it."""
         trainer = make_trainer(SoupTrainer, config)
-        trainer.train_dataloader_it = None
-        trainer.train_dataloader = [
-            {
-                "raw_prompt": np.array(
-                    [[{"role": "user", "content": str(i)}] for i in range(at, at + 4)], dtype=object
-                ),
-                "index": torch.arange(at, at + 4),
-            }
-            for at in range(0, 40, 4)
-        ]
-        trainer._loader_state = dict
+        rows = [{"raw_prompt": [{"role": "user", "content": str(i)}], "index": torch.tensor(i)} for i in range(40)]
+        sampler = create_rl_sampler(OmegaConf.create({"shuffle": shuffle, "seed": 3}), cast(Any, rows))
+        loader = StatefulDataLoader(
+            cast(Any, rows), batch_size=4, sampler=sampler, collate_fn=collate_fn, drop_last=True
+        )
+        trainer.train_dataloader, trainer.train_dataloader_it = loader, None
+        trainer._loader_state = loader.state_dict
+        loader.state_dict = partial(trainer.source.resume_state, trainer._loader_state)
         return trainer
 
     def step(self, trainer: Any, step: int) -> tuple[list[int], list[PromptOrders]]:
@@ -380,6 +386,28 @@ class TestPrompts:
     def test_the_order_is_that_of_plain_verl_across_the_epochs_end(self, trainer: Any) -> None:
         order = [index for step in range(1, 15) for index in self.step(trainer, step)[0]]
         assert order == [i % 40 for i in range(56)]
+
+    @pytest.mark.parametrize("stop", [3, 8, 9, 10, 12])
+    def test_a_checkpoint_goes_on_at_the_first_untrained_prompt(self, trainer: Any, tmp_path: Path, stop: int) -> None:
+        """Ten steps are an epoch: 8 and 9 stop where the lookahead has crossed its end, 10 at the end itself."""
+        config = trainer.config
+        with open_dict(config):
+            config.trainer.save_freq = 1
+        uninterrupted = self.with_loader(config, shuffle=True)
+        expected = [self.step(uninterrupted, step)[0] for step in range(1, 15)]
+        assert sorted(index for indexes in expected[:10] for index in indexes) == list(range(40))
+        assert expected[10:] != expected[:4]  # the second epoch is shuffled anew
+
+        stopped = self.with_loader(config, shuffle=True)
+        for step in range(1, stop + 1):
+            self.step(stopped, step)
+        state = copy.deepcopy(stopped.train_dataloader.state_dict())
+        stopped.source.save(tmp_path / "bank.npz")
+
+        resumed = self.with_loader(config, shuffle=True)
+        resumed.train_dataloader.load_state_dict(state)
+        resumed.source.load(tmp_path / "bank.npz")
+        assert [self.step(resumed, step)[0] for step in range(stop + 1, 15)] == expected[stop:]
 
     def test_a_refill_takes_the_next_prompts_and_orders_nothing(self, trainer: Any) -> None:
         self.step(trainer, 1)
