@@ -3,7 +3,7 @@
 Hydra swallows a callback's exception, but not a SystemExit: every refusal here is a SystemExit with one sentence.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -37,4 +37,13 @@ class RequireCpuPlatform(Callback):
             raise SystemExit(
                 f"hardware=cpu was chosen, but this process started on the platform {get_device_name()!r}: give "
                 "hardware=cpu on the command line itself, or set VERL_PLATFORM=cpu."
+            )
+        try:
+            vllm = version("vllm")
+        except PackageNotFoundError:
+            vllm = "missing"
+        if "cpu" not in vllm:
+            raise SystemExit(
+                f"hardware=cpu needs vLLM's CPU build, but vllm is {vllm} here: install requirements-cpu.txt in an "
+                "environment of its own (`make install`)."
             )

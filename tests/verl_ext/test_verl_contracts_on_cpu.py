@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
@@ -17,7 +18,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.callbacks import SUPPORTED_VERL, require_supported_verl
+from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_supported_verl
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,13 @@ def test_another_verl_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch
         require_supported_verl()
     assert "0.10.0" in str(refusal.value)
     assert f"pip install verl=={SUPPORTED_VERL}" in str(refusal.value)
+
+
+def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create()
+    RequireCpuPlatform().on_job_start(config)
+    versions = {"verl": SUPPORTED_VERL, "vllm": "0.24.0"}
+    monkeypatch.setattr("verl_ext.callbacks.version", versions.__getitem__)
+    with pytest.raises(SystemExit) as refusal:
+        RequireCpuPlatform().on_job_start(config)
+    assert "vllm is 0.24.0" in str(refusal.value)
