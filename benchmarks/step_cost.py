@@ -69,7 +69,7 @@ def main() -> None:
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo", "algorithm=grpo", "hardware=cpu", "example=countdown"),
         *(f"trainer.v1.trainer_mode={MODE}", "algorithm.soup.mixed_share=0.5"),
-        *("+algorithm.soup.lag=1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
+        *("algorithm.soup.lag=1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
         *("trainer.rollout_data_dir=null", f"trainer.total_training_steps={args.blocks * args.block_length}"),
         *overrides,
     ]
