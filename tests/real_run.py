@@ -1,13 +1,14 @@
 """Starts `python -m verl.trainer.main_ppo` as a user would, and never leaves a process behind."""
 
 import contextlib
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+
+from recipe.soup.summary import read_metrics
 
 COMMON = (
     "hardware=cpu",
@@ -87,5 +88,4 @@ class RealRun:
 
     def metrics(self, experiment: str) -> dict[int, dict[str, float]]:
         """What verl's file logger wrote, by step."""
-        lines = (self.folder / "runs" / "countdown" / f"{experiment}.jsonl").read_text().splitlines()
-        return {entry["step"]: entry["data"] for entry in map(json.loads, lines)}
+        return read_metrics(self.folder / "runs" / "countdown" / f"{experiment}.jsonl")
