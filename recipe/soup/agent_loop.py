@@ -16,7 +16,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix
+from recipe.soup.prefixes import Prefix, tokens_to_ask_for
 from recipe.soup.refusals import AGENT_NAME
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class PrefixContinuation:
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **kwargs: Any
     ) -> TokenOutput:
         token_ids, log_probs = self._prefix.token_ids.tolist(), self._prefix.log_probs.tolist()
-        version = self._prefix.version
+        oldest, newest = self._prefix.oldest, self._prefix.newest
         if self._prefix.complete:
-            versions = {"global_steps": version, "min_global_steps": version, "max_global_steps": version}
+            versions = {"global_steps": newest, "min_global_steps": oldest, "max_global_steps": newest}
             return TokenOutput(token_ids=token_ids, log_probs=log_probs, stop_reason="completed", extra_fields=versions)
         # verl would count the prefix as prompt, and grant the continuation a full response.
         budget = {"max_tokens": self._response_length - len(token_ids)}
@@ -70,7 +70,7 @@ class PrefixContinuation:
         )
         output.token_ids = token_ids + list(output.token_ids)
         output.log_probs = log_probs + list(output.log_probs or [])
-        output.extra_fields["min_global_steps"] = min(version, output.extra_fields["min_global_steps"])
+        output.extra_fields["min_global_steps"] = min(oldest, output.extra_fields["min_global_steps"])
         return output
 
 
@@ -104,7 +104,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
 
     @staticmethod
     def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[Seed]) -> SoupAgentLoopOutput:
-        historical = [prefix.version] * len(prefix) if prefix is not None else []
+        historical = prefix.versions if prefix is not None else []
         current = output.extra_fields["max_global_steps"]
         versions = historical + [current] * (len(output.response_ids) - len(historical))
         fields = {name: getattr(output, name) for name in output.model_fields_set}
@@ -115,18 +115,13 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         prompt_ids = await self.ct_build_initial_tokens(list(order.messages))
 
         async def sample(slot: int, length: int) -> Seed | None:
+            tokens = tokens_to_ask_for(length, int(self.rollout_config.response_length))
             output = await client.generate(
-                uuid4().hex,
-                prompt_ids=prompt_ids,
-                # One token more than the prefix tells whether the prefix ended by itself: Prefix.from_sampled.
-                sampling_params={**sampling_params, "max_tokens": length + 1},
+                uuid4().hex, prompt_ids=prompt_ids, sampling_params={**sampling_params, "max_tokens": tokens}
             )
             if output.stop_reason == "aborted" or not output.token_ids:
                 return None
-            version = output.extra_fields["global_steps"]
-            ids, log_probs = list(output.token_ids), list(output.log_probs or [])
-            prefix = Prefix.from_sampled(ids, log_probs, version, length, order.on_eos)
-            return Seed(order.ordinal, slot, prefix, sampled=len(ids), ended=len(ids) <= length)
+            return Seed.from_answer(order, slot, length, output)
 
         seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
         return [seed for seed in seeds if seed is not None]

@@ -57,7 +57,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
     pure = samples & ~mixed
     continuation = rows.response_mask & ~rows.prefix
     prefix_lengths = rows.prefix.sum(dim=1)[mixed]
-    lags = (rows.current_version - rows.policy_versions)[rows.prefix]
+    lags = (rows.current_version - rows.policy_versions)[rows.prefix & (rows.policy_versions >= 0)]
     log_ratio = rows.current_log_probs - rows.behavior_log_probs
     prefix_ratio = log_ratio[rows.prefix].exp()
     mismatch = log_ratio[continuation].abs()

@@ -62,6 +62,18 @@ class Seed:
     sampled: int
     ended: bool
 
+    @classmethod
+    def from_answer(cls, order: SeedOrder, slot: int, length: int, answer: Any) -> "Seed":
+        """A seed of what the engine sampled.
+
+        Args:
+            answer: verl's TokenOutput; `extra_fields["global_steps"]` is the version of the weights.
+        """
+        ids, log_probs = list(answer.token_ids), list(answer.log_probs or [])
+        version = answer.extra_fields["global_steps"]
+        prefix = Prefix.from_sampled(ids, log_probs, version, length, order.on_eos)
+        return cls(order.ordinal, slot, prefix, sampled=len(ids), ended=len(ids) <= length)
+
     def pack(self) -> dict[str, Any]:
         """As a plain dictionary: TransferQueue does not bring other objects back as what they were."""
         return {**vars(self), "prefix": dict(vars(self.prefix))}
@@ -73,4 +85,5 @@ class Seed:
         # Copies: what TransferQueue hands out are views that would keep its whole message in memory.
         fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
         fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
+        fields["runs"] = tuple((int(version), int(tokens)) for version, tokens in fields["runs"])
         return cls(**{**packed, "prefix": Prefix(**fields)})

@@ -13,10 +13,10 @@ import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.settings import parse_settings, refuse
+from recipe.soup.settings import POLICIES, SoupSettings, parse_settings, refuse
+from recipe.soup.sources.base import BANK_FILE, read_source
 
 AGENT_NAME = "soup_agent"
-BANK_FILE = "soup_bank.npz"
 TRAINER_MODE = "soup"
 ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -37,8 +37,10 @@ def check_config(config: DictConfig) -> None:
         raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
     _check_model(config)
     _check_data(config)
-    if settings.mixed_share > 0 and settings.lag > 0:
-        _check_resume(config)
+    if settings.mixed_share > 0 and settings.source == "snapshot":
+        _check_snapshots(config, settings)
+    if settings.mixed_share > 0 and (settings.lag > 0 or settings.source != "lookahead"):
+        _check_resume(config, settings.source)
 
 
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
@@ -119,7 +121,37 @@ def _local_files(config: DictConfig) -> Iterator[tuple[str, Path]]:
                 yield f"data.{key}", Path(name).expanduser()
 
 
-def _check_resume(config: DictConfig) -> None:
+def _check_snapshots(config: DictConfig, settings: SoupSettings) -> None:
+    from verl_ext.historical_policy.snapshots import from_checkpoint
+
+    lora = config.actor_rollout_ref.model
+    if (lora.get("lora_rank", 0) or lora.get("lora", {}).get("rank", 0)) and not lora.get("lora", {}).get("merge"):
+        key = "actor_rollout_ref.model.lora.merge"
+        raise refuse(key, False, "a snapshot holds whole weights, so adapters must be merged; set it to True.")
+    named = settings.snapshot.policy
+    paths = [("actor_rollout_ref.model.path", str(config.actor_rollout_ref.model.path))]
+    paths += [("algorithm.soup.snapshot.policy", named)] if named not in POLICIES else []
+    for key, path in paths:
+        if Path(path).expanduser().exists():  # the hub is asked later, where the model is
+            try:
+                from_checkpoint(path)
+            except FileNotFoundError as error:
+                raise refuse(key, path, str(error)) from None
+        elif path.startswith(("/", "~", ".")):
+            choices = ", ".join(POLICIES)
+            raise refuse(key, path, f"no such folder; choose one of {choices}, or give a checkpoint or model.")
+    if settings.snapshot.placement == "standalone":
+        rollout = config.actor_rollout_ref.rollout
+        size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+        if (settings.snapshot.n_gpus or size) % size:
+            raise refuse(
+                "algorithm.soup.snapshot.n_gpus",
+                settings.snapshot.n_gpus,
+                f"one rollout replica has {size} GPUs; give a multiple of that.",
+            )
+
+
+def _check_resume(config: DictConfig, source: str) -> None:
     trainer = config.trainer
     if trainer.resume_mode == "resume_path":
         key, folder = "trainer.resume_from_path", Path(str(trainer.resume_from_path))
@@ -137,4 +169,12 @@ def _check_resume(config: DictConfig) -> None:
             folder,
             f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost; resume a SOUP "
             "checkpoint, or start anew with trainer.resume_mode=disable in a folder of its own.",
+        )
+    written_by = read_source(folder)
+    if written_by != source:
+        raise refuse(
+            "algorithm.soup.source",
+            source,
+            f"the checkpoint {folder} holds the prefixes of source={written_by}; go on with that, or start anew with "
+            "trainer.resume_mode=disable in a folder of its own.",
         )

@@ -1,5 +1,6 @@
 """Between verl's nested fields in TransferQueue and plain rows."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
+
+from recipe.soup.sources.base import FinishedSample
 
 _DUMPED: list[str] = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
 
@@ -33,6 +36,21 @@ def padded(nested: torch.Tensor, width: int) -> torch.Tensor:
     """
     rows = nested.to_padded_tensor(0)
     return F.pad(rows, (0, width - rows.size(1)))  # a negative pad cuts
+
+
+def finished_samples(data: Any, tags: list[dict], visits: dict[str, tuple[int, Any]]) -> Iterator[FinishedSample]:
+    """The batch's samples without padding rows.
+
+    Args:
+        data: fetched fields of the batch.
+        visits: place in the order of training and chat messages of each prompt, by uid.
+    """
+    fields = (data["responses"], data["rollout_log_probs"], data["policy_versions"])
+    rows = zip(tags, data["uid"], *(nested.unbind() for nested in fields), strict=True)
+    for tag, uid, token_ids, log_probs, versions in rows:
+        if not tag.get("is_padding", False):
+            ordinal, messages = visits[uid]
+            yield FinishedSample(messages, ordinal, token_ids.numpy(), log_probs.numpy(), versions.numpy())
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

@@ -16,17 +16,22 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.debug import marked_timer
 from verl.utils.device import get_device_name
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
 from recipe.soup.algorithm import soup_loss
+from recipe.soup.history import HistoricalReplicas, needs_replicas
 from recipe.soup.metrics import TrainRows, means_of_loss_sums, train_metrics
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
-from recipe.soup.refusals import BANK_FILE, TRAINER_MODE
-from recipe.soup.rows import fetch, padded, sample_columns, store, without_padding
+from recipe.soup.refusals import TRAINER_MODE
+from recipe.soup.rows import fetch, finished_samples, padded, sample_columns, store, without_padding
 from recipe.soup.settings import parse_settings
-from recipe.soup.source import LookaheadSource
+from recipe.soup.sources.base import BANK_FILE, PrefixSource, RunFacts
+from recipe.soup.sources.lookahead import LookaheadSource
+from recipe.soup.sources.replay import ReplaySource
+from recipe.soup.sources.snapshot import SnapshotSource
 from verl_ext.health import RolloutWatchdog, handshake
 
 CPU_POLL_SECONDS = 0.05
@@ -53,28 +58,37 @@ class SoupTrainer(PPOTrainerSync):
 
     # What verl decides by the mode's name (replay buffer, chunk size, checkpoint content) is decided as for `sync`.
     trainer_mode = property(lambda self: "sync", lambda self, value: None)
-    source_class = LookaheadSource
 
     def __init__(self, config: Any) -> None:
         self._dumped_partition: str | None = None
+        self._visits: dict[str, tuple[int, Any]] = {}
+        self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+        self.history = HistoricalReplicas(config, self.settings) if needs_replicas(self.settings) else None
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        rollout = self.config.actor_rollout_ref.rollout
-        epochs_end = self.steps_per_epoch * self.config.trainer.total_epochs
         self._loader_state = self.train_dataloader.state_dict
-        self.source = self.source_class(
-            settings=parse_settings(self.config.algorithm.get("soup"), rollout.response_length),
+        rollout = self.config.actor_rollout_ref.rollout
+        facts = RunFacts(
             samples=rollout.n,
+            response_length=rollout.response_length,
             seed=rollout.seed,
             prompts_per_step=self.config.data.train_batch_size,
-            last_step=min(self.total_training_steps, epochs_end),
-            fetch=self._fetch_prompts,
+            last_step=min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs),
         )
+        self.source = self._make_source(facts)
         # A checkpoint must resume at the first prompt that was not trained on.
         resume_state = partial(self.source.resume_state, self._loader_state)
         self.train_dataloader.state_dict = resume_state  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _make_source(self, facts: RunFacts) -> PrefixSource:
+        if self.history is not None:
+            model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder
+            return SnapshotSource(self.settings, facts, self._fetch_prompts, self.history, model, folder)
+        classes = {"lookahead": LookaheadSource, "replay": ReplaySource}
+        # Without mixing any source is the same.
+        return classes.get(self.settings.source, PrefixSource)(self.settings, facts, self._fetch_prompts)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()
@@ -95,6 +109,9 @@ class SoupTrainer(PPOTrainerSync):
         return replay_buffer
 
     def on_init_end(self) -> None:
+        if self.history is not None:
+            # Now the current policy's engine sleeps, so a colocated one finds room.
+            self.history.start(self)
         super().on_init_end()
         self._install_loss()
 
@@ -107,7 +124,8 @@ class SoupTrainer(PPOTrainerSync):
     def fit(self, agent_loop_manager: Any) -> None:
         # The twin may run on another engine, whose servers have no such questions to answer.
         vllm = self.config.actor_rollout_ref.rollout.name == "vllm"
-        replicas = self.llm_server_manager.get_replicas() if vllm else []
+        replicas = list(self.llm_server_manager.get_replicas()) if vllm else []
+        replicas += self.history.replicas if self.history is not None else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
         with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
@@ -122,21 +140,44 @@ class SoupTrainer(PPOTrainerSync):
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         chunk, prefixes = self.source.take(self.global_steps)
+        if self.source.wants_responses:
+            visits = enumerate(chunk.messages, start=chunk.first_ordinal)
+            self._visits.update(zip(cast(Any, chunk.batch["uid"]), visits, strict=True))
         tu.assign_non_tensor_stack(chunk.batch, ORDERS_KEY, [PromptOrders(prefixes=slots) for slots in prefixes])
         return chunk.batch
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
         if num_prompts is None:  # the step's own batch, not a refill of filtered groups
-            self.source.order_seeds(self.global_steps, list(cast(Any, batch[ORDERS_KEY])))
+            self.source.order(self.global_steps, list(cast(Any, batch[ORDERS_KEY])))
         return batch
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.source.generated(self.global_steps)
+
+    def on_step_end(self) -> None:
+        # Before the current policy's engine wakes up.
+        with marked_timer("snapshot", self.timing_raw):
+            self.source.updated(self.global_steps)
+        super().on_step_end()
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        scores = [value for key, value in metrics.items() if key.startswith("val-core/") and "/mean@" in key]
+        if scores:
+            self.source.validated(self.global_steps, sum(scores) / len(scores))
+        return metrics
 
     # ------------------------------------------------------------------ the update
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._compute_old_log_prob(batch, metrics)
-        data = fetch(batch, TRAIN_FIELDS)
+        data = fetch(batch, TRAIN_FIELDS + (["responses"] if self.source.wants_responses else []))
         self._harvest(data, batch.tags)
+        if self.source.wants_responses:
+            self.source.keep(finished_samples(data, batch.tags, self._visits))
+            self._visits.clear()
         rows = self._train_rows(data)
         metrics.update(train_metrics(rows))
         metrics.update(self.source.metrics())
@@ -194,7 +235,7 @@ class SoupTrainer(PPOTrainerSync):
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         folder.mkdir(parents=True, exist_ok=True)
         # Before verl's part, which ends by declaring the checkpoint complete.
-        self.source.save(folder / BANK_FILE)
+        self.source.save(folder)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -205,4 +246,4 @@ class SoupTrainer(PPOTrainerSync):
         if self.config.trainer.resume_mode == "resume_path":
             folder = Path(self.config.trainer.resume_from_path)
         if (folder / BANK_FILE).exists():  # without it `algorithm=soup` was refused at start
-            self.source.load(folder / BANK_FILE)
+            self.source.load(folder)

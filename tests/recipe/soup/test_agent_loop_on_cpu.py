@@ -70,7 +70,7 @@ def run(countdown_dir: Path) -> Any:
 
 def prefix_of(length: int, complete: bool = False) -> Prefix:
     ids = np.arange(2, 2 + length, dtype=np.int32)
-    return Prefix(ids, np.full(length, -0.25, np.float32), version=4, complete=complete)
+    return Prefix(ids, np.full(length, -0.25, np.float32), ((4, length),) if length else (), complete)
 
 
 def test_without_orders_it_is_verls_loop(run: Any) -> None:
@@ -129,7 +129,7 @@ class TestSeeding:
     def test_prefixes_for_the_future_come_from_todays_weights_and_settings(self, run: Any) -> None:
         engine = FakeEngine()
         seeds = self.seeds(run, engine)
-        assert {(seed.ordinal, seed.slot, len(seed.prefix), seed.prefix.version) for seed in seeds} == {
+        assert {(seed.ordinal, seed.slot, len(seed.prefix), seed.prefix.newest) for seed in seeds} == {
             (40, 0, 2, VERSION),
             (40, 1, 4, VERSION),
         }

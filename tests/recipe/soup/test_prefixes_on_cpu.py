@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths
+from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths, tokens_to_ask_for
 from recipe.soup.settings import PrefixLengthSettings
 
 
 def make_prefix(length: int, version: int = 0) -> Prefix:
-    return Prefix(np.arange(length, dtype=np.int32), -np.ones(length, dtype=np.float32), version)
+    return Prefix(np.arange(length, dtype=np.int32), -np.ones(length, dtype=np.float32), ((version, length),))
 
 
 class TestFromSampled:
@@ -23,7 +23,7 @@ class TestFromSampled:
         prefix = Prefix.from_sampled([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], version=2, length=3, on_eos="keep")
         assert prefix.token_ids.tolist() == [5, 6, 7]
         assert prefix.log_probs.tolist() == [-1.0, -2.0, -3.0]
-        assert (prefix.version, prefix.complete) == (2, False)
+        assert (prefix.versions, prefix.complete) == ([2, 2, 2], False)
 
     @pytest.mark.parametrize("sampled", [1, 2, 3])
     def test_engine_stopped_at_or_before_the_length(self, sampled: int) -> None:
@@ -68,6 +68,37 @@ class TestFromSampled:
             assert abs(estimate - truth) > 0.1
 
 
+class TestFromResponse:
+    """What replay keeps of a finished response, whose tokens may come from several policies."""
+
+    RESPONSE = np.arange(5), -np.arange(5.0), np.array([3, 3, 7, 7, 7])
+
+    def test_every_token_keeps_its_version(self) -> None:
+        prefix = Prefix.from_response(*self.RESPONSE, length=3, on_eos="keep")
+        assert prefix.token_ids.tolist() == [0, 1, 2]
+        assert prefix.log_probs.tolist() == [0.0, -1.0, -2.0]
+        assert prefix.runs == ((3, 2), (7, 1))
+        assert (prefix.versions, prefix.oldest, prefix.newest) == ([3, 3, 7], 3, 7)
+        assert not prefix.complete
+
+    @pytest.mark.parametrize("length", [5, 6, 24])
+    def test_a_response_that_is_not_longer_is_taken_whole(self, length: int) -> None:
+        kept = Prefix.from_response(*self.RESPONSE, length=length, on_eos="keep")
+        assert (kept.versions, kept.complete) == ([3, 3, 7, 7, 7], True)
+        cut = Prefix.from_response(*self.RESPONSE, length=length, on_eos="cut")
+        assert (cut.versions, cut.complete) == ([3, 3, 7, 7], False)
+
+    def test_it_does_not_hold_on_to_the_response(self) -> None:
+        response = np.arange(1000, dtype=np.int32), np.zeros(1000, np.float32), np.zeros(1000, np.int64)
+        prefix = Prefix.from_response(*response, length=3, on_eos="keep")
+        assert prefix.token_ids.base is None
+        assert prefix.log_probs.base is None
+
+
+def test_one_token_more_than_the_prefix_is_asked_for_unless_the_whole_response_is_wanted() -> None:
+    assert [tokens_to_ask_for(length, 8) for length in (1, 7, 8)] == [2, 8, 8]
+
+
 class TestPlanLengths:
     @given(
         share=st.floats(0, 1), samples=st.integers(1, 16), ordinal=st.integers(0, 10**6), low=st.integers(1, 8),
@@ -105,17 +136,20 @@ class TestBank:
     def test_eight_bytes_a_token(self) -> None:
         bank = PrefixBank()
         for ordinal in range(10):
-            bank.put(ordinal, 0, make_prefix(100))
+            bank.put(ordinal, 0, make_prefix(50))
+            bank.put(ordinal, 0, make_prefix(100))  # in place of the other one
         assert bank.nbytes == 8 * 1000
+        bank.take(3)
+        assert (bank.nbytes, len(bank)) == (8 * 900, 9)
 
     @given(lengths=st.lists(st.integers(0, 9), max_size=12))
     def test_survives_a_checkpoint(self, lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.mktemp("bank") / "bank.npz"
         bank = PrefixBank()
         for slot, length in enumerate(lengths):
-            sampled = list(range(length)), [-0.25] * length
-            bank.put(slot // 3, slot, Prefix.from_sampled(*sampled, version=slot, length=4, on_eos="keep"))
-        bank.save(path, next_ordinal=7, fingerprints={7: 123, 8: 456})
+            ids, log_probs, versions = np.arange(length), np.full(length, -0.25), np.arange(length) // 2 + slot
+            bank.put(slot // 3, slot, Prefix.from_response(ids, log_probs, versions, length=4, on_eos="keep"))
+        bank.save(path, "replay", next_ordinal=7, fingerprints={7: 123, 8: 456})
         loaded, next_ordinal, fingerprints = PrefixBank.load(path)
         assert next_ordinal == 7
         assert fingerprints == {7: 123, 8: 456}
@@ -127,12 +161,12 @@ class TestBank:
                 assert before[slot].token_ids.tolist() == after[slot].token_ids.tolist()
                 assert before[slot].log_probs.tolist() == after[slot].log_probs.tolist()
                 assert after[slot].token_ids.dtype == np.int32
-                assert (before[slot].version, before[slot].complete) == (after[slot].version, after[slot].complete)
+                assert (before[slot].runs, before[slot].complete) == (after[slot].runs, after[slot].complete)
 
     def test_file_holds_no_pickles(self, tmp_path: Path) -> None:
         bank = PrefixBank()
         bank.put(0, 0, make_prefix(3))
-        bank.save(tmp_path / "bank.npz", next_ordinal=0, fingerprints={})
+        bank.save(tmp_path / "bank.npz", "lookahead", next_ordinal=0, fingerprints={})
         with np.load(tmp_path / "bank.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays)
 
@@ -149,8 +183,9 @@ class TestOrders:
 
     def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
         buffer = np.arange(100, dtype=np.int32)
-        packed = Seed(4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), 6, True), sampled=3, ended=True).pack()
+        packed = Seed(4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True), sampled=3, ended=True).pack()
         assert not any(isinstance(value, Prefix) for value in packed.values())
+        packed["prefix"]["runs"] = [list(run) for run in packed["prefix"]["runs"]]  # what msgpack makes of tuples
         seed = Seed.unpack(packed)
-        assert (seed.ordinal, seed.slot, seed.prefix.version, seed.prefix.complete) == (4, 1, 6, True)
+        assert (seed.ordinal, seed.slot, seed.prefix.versions, seed.prefix.complete) == (4, 1, [5, 6, 6], True)
         assert seed.prefix.token_ids.base is None

@@ -27,12 +27,12 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
-from recipe.soup.lookahead import Chunk
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.prefixes import Prefix
 from recipe.soup.rows import without_padding
 from recipe.soup.settings import parse_settings
-from recipe.soup.source import LookaheadSource
+from recipe.soup.sources.base import RunFacts
+from recipe.soup.sources.queue import Chunk
 from recipe.soup.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parents[2] / "data" / "recorded_batch.jsonl"
@@ -177,9 +177,10 @@ def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None)
     trainer.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
     if cls is SoupTrainer:
         rollout = config.actor_rollout_ref.rollout
-        settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
-        prompts = config.data.train_batch_size
-        trainer.source = LookaheadSource(settings, rollout.n, 0, prompts, LAST_STEP, trainer._fetch_prompts)
+        trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        trainer.history, trainer._visits = None, {}
+        facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
+        trainer.source = trainer._make_source(facts)
         trainer._dumped_partition = None
         trainer._loader_state = dict
     return trainer
@@ -266,7 +267,7 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     batch = recorded(store, slice(0, 7))
     first = store.rows[batch.keys[0]]
     assert first["policy_versions"][0] < STEP - 1  # a mixed sample lends its fields to the padding
-    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((4, 2),))
     first["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
     trainer.source.queue.append(CHUNK)
     batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
@@ -302,7 +303,7 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
     trainer.source.queue.append(CHUNK)
     batch = recorded(store)
     uid = batch.keys[0].split("_")[0]
-    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 4)
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((4, 2),))
     for key in batch.keys[:2]:
         store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
     store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [Seed(31, 0, prefix, 3, False).pack()]  # trained on already
@@ -318,7 +319,7 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
 def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """verl's own `_validate`, up to the moment at which the agent loops get their batch."""
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
-    trainer.source.bank.put(0, 0, Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), 1))
+    trainer.source.bank.put(0, 0, Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((1, 2),)))
     trainer.val_dataloader = [{"raw_prompt": np.array([[{"role": "user", "content": "x"}]], dtype=object)}]
     seen = []
 
@@ -374,7 +375,7 @@ class TestPrompts:
             "8", "9", "10", "11",
         ]  # fmt: skip
         assert all(len(seed.lengths) == 2 for seed in seeds)  # half of 4 samples
-        prefix = Prefix(np.arange(3, dtype=np.int32), np.zeros(3, np.float32), 0)
+        prefix = Prefix(np.arange(3, dtype=np.int32), np.zeros(3, np.float32), ((0, 3),))
         for seed in seeds:
             for slot in seed.lengths:
                 trainer.source.bank.put(seed.ordinal, slot, prefix)
@@ -402,11 +403,11 @@ class TestPrompts:
         for step in range(1, stop + 1):
             self.step(stopped, step)
         state = copy.deepcopy(stopped.train_dataloader.state_dict())
-        stopped.source.save(tmp_path / "bank.npz")
+        stopped.source.save(tmp_path)
 
         resumed = self.with_loader(config, shuffle=True)
         resumed.train_dataloader.load_state_dict(state)
-        resumed.source.load(tmp_path / "bank.npz")
+        resumed.source.load(tmp_path)
         assert [self.step(resumed, step)[0] for step in range(stop + 1, 15)] == expected[stop:]
 
     def test_a_refill_takes_the_next_prompts_and_orders_nothing(self, trainer: Any) -> None:

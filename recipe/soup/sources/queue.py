@@ -1,8 +1,4 @@
-"""Which prompts come next, and which of them get their prefixes sampled now. Imports no verl.
-
-A prompt that will be trained on `lag` updates from now is continued today with today's weights; when its turn comes,
-those tokens *are* a sample of the policy of `lag` updates ago. The data order is known ahead, so this is exact.
-"""
+"""Which prompts come next, and for which of them prefixes are due now. Imports no verl."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,7 +30,7 @@ class Chunk:
         return len(self.messages)
 
 
-class LookaheadQueue:
+class PromptQueue:
     """The prompts of the next `lag` steps.
 
     Counts prompts, not batches: a step that refills filtered groups takes more prompts than others, and the prompts
@@ -104,3 +100,17 @@ class LookaheadQueue:
     def mixes(self, step: int) -> bool:
         """Whether `step` may train on prefixes: with `pure`, not before the version `lag` updates ago exists."""
         return self.warm_start != "pure" or step > self.lag
+
+
+def target_version(step: int, lag: int, warm_start: str) -> int | None:
+    """Version that `step` wants its prefixes from, or None if it does not mix: the look-ahead's rule, looking back.
+
+    Args:
+        lag: in updates, at least 0.
+        warm_start: before version step-1-lag exists: `pure` None, `fill` version 0, `ramp` half the way back.
+    """
+    lag = min(lag, step // 2) if warm_start == "ramp" else lag
+    if lag == 0:
+        return None
+    version = step - 1 - lag
+    return version if version >= 0 else (None if warm_start == "pure" else 0)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.prefixes import Prefix
 from recipe.soup.settings import PrefixLengthSettings, SoupSettings
-from recipe.soup.source import LookaheadSource
+from recipe.soup.sources.base import RunFacts
+from recipe.soup.sources.lookahead import LookaheadSource
+from recipe.soup.sources.queue import target_version
 
 
 class Run:
@@ -23,7 +25,7 @@ class Run:
         settings = SoupSettings(
             lag=lag, warm_start=warm_start, mixed_share=1.0, prefix_length=PrefixLengthSettings("fixed", 1, 2)
         )
-        self.source = LookaheadSource(settings, 1, 0, per_step, last_step, self.fetch)
+        self.source = LookaheadSource(settings, RunFacts(1, 24, 0, per_step, last_step), self.fetch)
 
     def fetch(self) -> tuple[None, list[str], int]:
         first, self.fetched = self.fetched, self.fetched + self.chunk_size
@@ -35,7 +37,7 @@ class Run:
             chunk, prefixes = self.source.take(step)
             for row, slots in enumerate(prefixes):
                 assert chunk.messages[row] == f"prompt {chunk.first_ordinal + row}"
-                yield chunk.first_ordinal + row, slots[0].version if slots else None
+                yield chunk.first_ordinal + row, slots[0].newest if slots else None
 
     def step(
         self, step: int, refill: int = 0, lose: set[int] | None = None, early: bool = False
@@ -43,10 +45,10 @@ class Run:
         """One step. `early`: seeds arrive before the refill (their hosts were filtered out), rather than after it."""
         trained = list(self.take(step, self.per_step))
         rows = [PromptOrders() for _ in trained]
-        self.source.order_seeds(step, rows)
+        self.source.order(step, rows)
         orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
         self.seeded = len(orders)
-        prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), version=step - 1)
+        prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((step - 1, 2),))
         seeds = [Seed(order.ordinal, 0, prefix, 3, False) for order in orders if order.ordinal not in (lose or ())]
         if early:
             self.source.harvest(seeds)
@@ -81,6 +83,16 @@ def test_ramp_seeds_no_more_than_two_steps_at_once() -> None:
     for step in range(1, 60):
         run.step(step)
         assert run.seeded == (2 * run.per_step if 1 < step <= 16 else run.per_step)
+
+
+@pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
+@pytest.mark.parametrize("lag", [0, 1, 2, 5, 16])
+def test_looking_back_is_the_same_rule(lag: int, warm_start: str) -> None:
+    """Which version a step's prefixes have: what the source `snapshot` asks for."""
+    for step, lags in enumerate(ages(Run(lag, warm_start, last_step=20)), start=1):
+        version = target_version(step, lag, warm_start)
+        looked_back = None if version is None or version >= step - 1 else step - 1 - version
+        assert lags == [looked_back] * 4
 
 
 @pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
@@ -150,13 +162,13 @@ class TestCheckpoint:
         expected = [whole.step(step) for step in range(1, 11)]
         for step in range(1, stop + 1):
             stopped.step(step)
-        resumed = self.resumed(stopped, tmp_path / "bank.npz", stop)
+        resumed = self.resumed(stopped, tmp_path, stop)
         assert [resumed.step(step) for step in range(stop + 1, 11)] == expected[stop:]
 
     def test_other_data_is_noticed(self, tmp_path: Path) -> None:
         run = Run(3, "fill", last_step=10)
         run.step(1)
-        resumed = self.resumed(run, tmp_path / "bank.npz", 1)
+        resumed = self.resumed(run, tmp_path, 1)
         resumed.fetched += 4  # the data in another order
         with pytest.raises(RuntimeError, match=r"data\.seed"):
             resumed.step(2)
@@ -164,10 +176,10 @@ class TestCheckpoint:
     def test_without_mixing_the_prefixes_of_a_checkpoint_are_left_alone(self, tmp_path: Path) -> None:
         run = Run(2, "fill", last_step=10)
         run.step(1)
-        run.source.save(tmp_path / "bank.npz")
+        run.source.save(tmp_path)
         settings = SoupSettings(lag=2, mixed_share=0.0, prefix_length=PrefixLengthSettings("fixed", 1, 2))
-        unmixed = LookaheadSource(settings, 1, 0, 4, 10, run.fetch)
-        unmixed.load(tmp_path / "bank.npz")
+        unmixed = LookaheadSource(settings, RunFacts(1, 24, 0, 4, 10), run.fetch)
+        unmixed.load(tmp_path)
         run.fetched = 4
         chunk, prefixes = unmixed.take(2)
         assert chunk.first_ordinal == 4

@@ -1,0 +1,191 @@
+"""What a source of prefixes is to the trainer, and what all of them share. Imports no verl.
+
+In each step the trainer calls `take` for each chunk of prompts that it trains on, `order` once, `generated` when the
+step's samples are there, `harvest` and `keep` for what they bring back, and `updated` after the weights changed.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.soup.orders import PromptOrders, Seed
+from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths
+from recipe.soup.settings import SoupSettings
+from recipe.soup.sources.queue import Chunk, PromptQueue
+
+BANK_FILE = "soup_bank.npz"
+
+Fetch = Callable[[], tuple[Any, list[Any], Any]]
+"""Reads prompts from the dataloader: the batch, its chat messages, and the dataloader's state before it."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a source must know of the run.
+
+    Attributes:
+        samples: `rollout.n`.
+        response_length: `data.max_response_length`, in tokens.
+        seed: of everything that is drawn.
+        prompts_per_step: `data.train_batch_size`.
+        last_step: the run's last step.
+    """
+
+    samples: int
+    response_length: int
+    seed: int
+    prompts_per_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class FinishedSample:
+    """One trained sample, as the trainer hands it to a source that keeps responses.
+
+    Attributes:
+        messages: its prompt's chat messages.
+        ordinal: its prompt's place in the order of training.
+        token_ids, log_probs, versions: shape (response_length,): the response, and for each token the behaviour
+            log-prob and the version that sampled it.
+    """
+
+    messages: Any
+    ordinal: int
+    token_ids: np.ndarray
+    log_probs: np.ndarray
+    versions: np.ndarray
+
+
+def fingerprint(messages: Any) -> int:
+    """63 bits that tell prompts apart, in this run and in a later one."""
+    digest = hashlib.blake2b(repr(list(messages)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def read_source(folder: Path) -> str:
+    """The source whose prefixes a checkpoint holds."""
+    with np.load(folder / BANK_FILE, allow_pickle=False) as arrays:
+        return str(arrays["source"])
+
+
+class PrefixSource:
+    """Fetches prompts in order, keeps prefixes for those that come next, and hands both out.
+
+    As it stands it never has a prefix; the sources say where prefixes come from.
+
+    Args:
+        settings: `algorithm.soup`.
+        facts: of the run.
+        fetch: reads the next prompts.
+        lookahead: steps for which prompts are fetched ahead of time.
+        warm_start: of the look-ahead, as in `PromptQueue`.
+    """
+
+    wants_responses = False
+    """Whether the trainer must hand over every trained sample (`keep`)."""
+
+    def __init__(
+        self, settings: SoupSettings, facts: RunFacts, fetch: Fetch, lookahead: int = 0, warm_start: str = "fill"
+    ) -> None:
+        self.settings, self.facts = settings, facts
+        self._fetch = fetch
+        self.queue = PromptQueue(lookahead, warm_start, facts.prompts_per_step, facts.last_step)
+        self.bank = PrefixBank()
+        self._next_ordinal = 0
+        self._expected: dict[int, int] = {}
+        self._cost = self._no_cost()
+
+    @staticmethod
+    def _no_cost() -> dict[str, int]:
+        return dict.fromkeys(("requests", "arrived", "tokens", "ended"), 0)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether this run mixes at all."""
+        return self.settings.mixed_share > 0
+
+    def lengths(self, ordinal: int) -> list[int]:
+        """Prefix lengths of the prompt at this place in the data, one for each of its mixed samples."""
+        settings = self.settings
+        return plan_lengths(settings.prefix_length, settings.mixed_share, self.facts.samples, self.facts.seed, ordinal)
+
+    def _next_chunk(self) -> Chunk:
+        batch, messages, state = self._fetch()
+        ordinals = range(self._next_ordinal, self._next_ordinal + len(messages))
+        for ordinal, message in zip(ordinals, messages, strict=True):
+            if self._expected.pop(ordinal, None) not in (None, fingerprint(message)):
+                raise RuntimeError(
+                    f"Prompt {ordinal} of the resumed run is not the one that the checkpoint holds prefixes for: keep "
+                    "data.train_files, data.seed and data.shuffle, or start anew with trainer.resume_mode=disable."
+                )
+        self._next_ordinal += len(messages)
+        return Chunk(batch, ordinals.start, messages, [self.lengths(ordinal) for ordinal in ordinals], state)
+
+    def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:
+        """The prompts that come next, and for each its prefixes by slot."""
+        chunk = self.queue.pop() or self._next_chunk()
+        prefixes = self._prefixes(chunk, step)
+        # A refill may come upon prompts of a later step, whose prefixes are not older than the step's own version.
+        return chunk, [{s: p for s, p in slots.items() if p.newest < step - 1} for slots in prefixes]
+
+    def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
+        return [self.bank.take(chunk.first_ordinal + row) for row in range(chunk.size)]
+
+    def order(self, step: int, rows: list[PromptOrders]) -> None:
+        """Arrange for the prefixes that will be needed later; `rows` ride on this step's prompts."""
+
+    def generated(self, step: int) -> None:
+        """The step's samples are there, and the rollout engine rests."""
+
+    def harvest(self, seeds: Iterable[Seed]) -> None:
+        """Keep the prefixes whose prompts are still to come."""
+        front = self.queue.front
+        for seed in seeds:
+            self._cost["arrived"] += 1
+            self._cost["tokens"] += seed.sampled
+            self._cost["ended"] += seed.ended
+            if front is not None and seed.ordinal >= front.first_ordinal:
+                self.bank.put(seed.ordinal, seed.slot, seed.prefix)
+
+    def keep(self, samples: Iterable[FinishedSample]) -> None:
+        """Keep responses that were trained on, for their prompts' next visit."""
+
+    def updated(self, step: int) -> None:
+        """The weights became version `step`; the rollout engine still rests."""
+
+    def validated(self, step: int, score: float) -> None:
+        """Version `step` reached `score` in validation."""
+
+    def metrics(self) -> dict[str, float]:
+        """Cost since the last call, in requests and tokens, and what is kept."""
+        cost, self._cost = self._cost, self._no_cost()
+        return {
+            "soup/cost/seed_requests": cost["requests"],
+            "soup/cost/seed_tokens": cost["tokens"],
+            "soup/cost/seeds_lost": cost["requests"] - cost["arrived"],
+            "soup/cost/seeds_ended": cost["ended"],
+            "soup/bank/prefixes": len(self.bank),
+            "soup/bank/bytes": self.bank.nbytes,
+            "soup/queue/prompts": len(self.queue),
+        }
+
+    def resume_state(self, now: Callable[[], Any]) -> Any:
+        """The dataloader's state at the first prompt that was not trained on, rather than the last one looked at."""
+        return now() if self.queue.front is None else self.queue.front.resume_state
+
+    def save(self, folder: Path) -> None:
+        """Write the prefixes and the place in the data into a checkpoint's folder."""
+        front = self.queue.front
+        fingerprints = {chunk.first_ordinal + row: fingerprint(chunk.messages[row]) for chunk, row in self.queue}
+        place = self._next_ordinal if front is None else front.first_ordinal
+        self.bank.save(folder / BANK_FILE, self.settings.source, place, fingerprints)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; the prompts are fetched again, and must be the same."""
+        bank, self._next_ordinal, fingerprints = PrefixBank.load(folder / BANK_FILE)
+        if self.mixes:
+            self.bank, self._expected = bank, fingerprints

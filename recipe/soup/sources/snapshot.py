@@ -1,0 +1,173 @@
+"""The source `snapshot`: prefixes that kept weights sample on demand, in an engine of their own. Imports no verl.
+
+The paper's way, and the only one for the base model, the best model so far or another run's checkpoint.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.prefixes import Prefix, tokens_to_ask_for
+from recipe.soup.settings import SoupSettings
+from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
+from recipe.soup.sources.queue import Chunk, target_version
+from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, SnapshotStore, from_checkpoint
+
+SNAPSHOT_FOLDER = "soup_snapshots"
+BEST = "best"
+
+
+class HistoricalEngine(Protocol):
+    """What the source asks of the trainer: `verl_ext.historical_policy`, behind two calls."""
+
+    def take_snapshot(self, version: int) -> Snapshot:
+        """Write the trainer's current weights."""
+        ...
+
+    def sample(self, snapshot: Snapshot, prompts: Sequence[Any], max_tokens: Sequence[int]) -> "Future[list[Any]]":
+        """Sample one response to each prompt: `token_ids`, `log_probs` and the version that made them."""
+        ...
+
+
+class SnapshotSource(PrefixSource):
+    """Prefixes for the next step, from one past version a step.
+
+    Standalone, they are sampled while this step generates and trains; colocated, in between, when the current
+    policy's engine has gone to sleep.
+
+    Args:
+        engine: see `HistoricalEngine`.
+        base_model: version 0, where it lies.
+        folder: of snapshot files, with `storage=disk`.
+    """
+
+    def __init__(
+        self,
+        settings: SoupSettings,
+        facts: RunFacts,
+        fetch: Fetch,
+        engine: HistoricalEngine,
+        base_model: str,
+        folder: Path | None,
+    ) -> None:
+        super().__init__(settings, facts, fetch, lookahead=1 if settings.mixed_share > 0 else 0)
+        self._engine = engine
+        assert settings.snapshot.keep is not None
+        self.store = SnapshotStore(settings.snapshot.keep, settings.snapshot.eviction, folder)
+        self._base = from_checkpoint(base_model, version=0)
+        policy = settings.snapshot.policy
+        choices: dict[str, Callable[[int], Snapshot | None]] = {
+            "lagged": self._lagged,
+            "pool": self._pool,
+            "base": lambda step: self._base,
+            "best": lambda step: self.store.named.get(BEST, self._base),
+        }
+        foreign = None if policy in choices else from_checkpoint(policy, FOREIGN)
+        self._choose: Callable[[int], Snapshot | None] = choices.get(policy, lambda step: foreign)
+        self._orders: list[SeedOrder] = []
+        self._served: Snapshot | None = None
+        self._sampling: Future[list[Any]] | None = None
+        self._waited = 0.0
+
+    # ------------------------------------------------------------------ which policy
+
+    def _lagged(self, step: int) -> Snapshot | None:
+        version = target_version(step, self.settings.lag, self.settings.warm_start)
+        return None if version is None else self.store.youngest(version) or self._base
+
+    def _pool(self, step: int) -> Snapshot | None:
+        versions = [version for version in self.store.versions if version < step - 1] or [0]
+        version = int(np.random.default_rng([self.facts.seed, step, 2]).choice(versions))
+        return self.store[version] if version else self._base
+
+    def updated(self, step: int) -> None:
+        """Keep every `every`-th version that a later step may use."""
+        by_age = self.settings.snapshot.policy in ("lagged", "pool")
+        if self.mixes and by_age and step % self.settings.snapshot.every == 0 and step < self.facts.last_step:
+            self.store.add(self._engine.take_snapshot(step))
+
+    def validated(self, step: int, score: float) -> None:
+        """Keep the best version."""
+        if not self.mixes or self.settings.snapshot.policy != BEST or score <= self.store.notes.get(BEST, -np.inf):
+            return
+        self.store.notes[BEST] = score
+        if step > 0:
+            self.store.name(BEST, self._engine.take_snapshot(step))
+
+    # ------------------------------------------------------------------ its prefixes
+
+    def order(self, step: int, rows: list[PromptOrders]) -> None:
+        """Choose the next step's historical policy, and note the prefixes that it shall sample."""
+        self.queue.top_up(step, self._next_chunk)
+        snapshot = self._choose(step + 1)
+        if snapshot is None or snapshot.version >= step:
+            return
+        self._served = snapshot
+        for chunk, row in self.queue.due(step):
+            ordinal = chunk.first_ordinal + row
+            present = self.bank.slots(ordinal)
+            missing = {slot: n for slot, n in enumerate(chunk.lengths[row]) if slot not in present}
+            if missing:
+                self._orders.append(SeedOrder(ordinal, chunk.messages[row], missing, self.settings.on_eos))
+                self._cost["requests"] += len(missing)
+        if self.settings.snapshot.placement == "standalone":
+            self._submit()
+
+    def generated(self, step: int) -> None:
+        """Colocated, this is the moment to sample."""
+        if self.settings.snapshot.placement == "colocated":
+            self._submit()
+            self._collect()
+
+    def _submit(self) -> None:
+        if self._orders and self._served is not None:
+            wanted = [(order.messages, length) for order in self._orders for length in order.lengths.values()]
+            prompts = [messages for messages, _ in wanted]
+            tokens = [tokens_to_ask_for(length, self.facts.response_length) for _, length in wanted]
+            self._sampling = self._engine.sample(self._served, prompts, tokens)
+
+    def _collect(self) -> None:
+        """Wait for the prefixes that are being sampled, and put them into the bank."""
+        if self._sampling is None:
+            return
+        started = time.perf_counter()
+        answers = iter(self._sampling.result())
+        self._waited += time.perf_counter() - started
+        orders, self._orders, self._sampling = self._orders, [], None
+        self.harvest(
+            Seed.from_answer(order, slot, length, answer)
+            for order in orders
+            for slot, length in order.lengths.items()
+            if (answer := next(answers)) is not None
+        )
+
+    def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:
+        self._collect()
+        return super().take(step)
+
+    # ------------------------------------------------------------------ the rest
+
+    def metrics(self) -> dict[str, float]:
+        waited, self._waited = self._waited, 0.0
+        return {
+            **super().metrics(),
+            "soup/snapshots/kept": len({*self.store.versions, *(s.version for s in self.store.named.values())}),
+            "soup/snapshots/bytes": self.store.nbytes,
+            "soup/snapshots/next_version": FOREIGN if self._served is None else self._served.version,
+            "soup/snapshots/waited_s": waited,
+        }
+
+    def save(self, folder: Path) -> None:
+        self._collect()
+        super().save(folder)
+        self.store.save(folder / SNAPSHOT_FOLDER)
+
+    def load(self, folder: Path) -> None:
+        super().load(folder)
+        if self.mixes:
+            self.store.load(folder / SNAPSHOT_FOLDER)
