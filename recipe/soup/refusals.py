@@ -13,7 +13,8 @@ import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.settings import POLICIES, SoupSettings, parse_settings, refuse
+from recipe.soup.settings import parse_settings, refuse
+from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
 
 AGENT_NAME = "soup_agent"
@@ -38,7 +39,7 @@ def check_config(config: DictConfig) -> None:
     _check_model(config)
     _check_data(config)
     if settings.mixed_share > 0 and settings.source == "snapshot":
-        _check_snapshots(config, settings)
+        check_snapshots(config, settings.snapshot)
     if settings.mixed_share > 0 and (settings.lag > 0 or settings.source != "lookahead"):
         _check_resume(config, settings.source)
 
@@ -119,36 +120,6 @@ def _local_files(config: DictConfig) -> Iterator[tuple[str, Path]]:
         for name in _files(config.data[key]):
             if "://" not in name:
                 yield f"data.{key}", Path(name).expanduser()
-
-
-def _check_snapshots(config: DictConfig, settings: SoupSettings) -> None:
-    from verl_ext.historical_policy.snapshots import from_checkpoint
-
-    lora = config.actor_rollout_ref.model
-    if (lora.get("lora_rank", 0) or lora.get("lora", {}).get("rank", 0)) and not lora.get("lora", {}).get("merge"):
-        key = "actor_rollout_ref.model.lora.merge"
-        raise refuse(key, False, "a snapshot holds whole weights, so adapters must be merged; set it to True.")
-    named = settings.snapshot.policy
-    paths = [("actor_rollout_ref.model.path", str(config.actor_rollout_ref.model.path))]
-    paths += [("algorithm.soup.snapshot.policy", named)] if named not in POLICIES else []
-    for key, path in paths:
-        if Path(path).expanduser().exists():  # the hub is asked later, where the model is
-            try:
-                from_checkpoint(path)
-            except FileNotFoundError as error:
-                raise refuse(key, path, str(error)) from None
-        elif path.startswith(("/", "~", ".")):
-            choices = ", ".join(POLICIES)
-            raise refuse(key, path, f"no such folder; choose one of {choices}, or give a checkpoint or model.")
-    if settings.snapshot.placement == "standalone":
-        rollout = config.actor_rollout_ref.rollout
-        size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-        if (settings.snapshot.n_gpus or size) % size:
-            raise refuse(
-                "algorithm.soup.snapshot.n_gpus",
-                settings.snapshot.n_gpus,
-                f"one rollout replica has {size} GPUs; give a multiple of that.",
-            )
 
 
 def _check_resume(config: DictConfig, source: str) -> None:

@@ -114,7 +114,6 @@ class SnapshotSource(PrefixSource):
             missing = {slot: n for slot, n in enumerate(chunk.lengths[row]) if slot not in present}
             if missing:
                 self._orders.append(SeedOrder(ordinal, chunk.messages[row], missing, self.settings.on_eos))
-                self._cost["requests"] += len(missing)
         if self.settings.snapshot.placement == "standalone":
             self._submit()
 
@@ -139,6 +138,8 @@ class SnapshotSource(PrefixSource):
         answers = iter(self._sampling.result())
         self._waited += time.perf_counter() - started
         orders, self._orders, self._sampling = self._orders, [], None
+        # Counted when they arrive: standalone, that is a step after they were ordered.
+        self._cost["requests"] += sum(len(order.lengths) for order in orders)
         self.harvest(
             Seed.from_answer(order, slot, length, answer)
             for order in orders

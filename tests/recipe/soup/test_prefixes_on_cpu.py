@@ -183,7 +183,9 @@ class TestOrders:
 
     def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
         buffer = np.arange(100, dtype=np.int32)
-        packed = Seed(4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True), sampled=3, ended=True).pack()
+        packed = Seed(
+            4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True), sampled=3, ended=True
+        ).pack()
         assert not any(isinstance(value, Prefix) for value in packed.values())
         packed["prefix"]["runs"] = [list(run) for run in packed["prefix"]["runs"]]  # what msgpack makes of tuples
         seed = Seed.unpack(packed)

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 
+from recipe.soup.prefixes import PrefixBank
 from recipe.soup.refusals import BANK_FILE, check_config
+from recipe.soup.settings import parse_settings
 
 Compose = Callable[..., DictConfig]
 BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
@@ -50,7 +54,12 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.prefix_length.distribution=beta", ["prefix_length.distribution=beta", "uniform"]),
         ("algorithm.soup.warm_start=cold", ["algorithm.soup.warm_start=cold", "pure, fill, ramp"]),
         ("algorithm.soup.on_eos=drop", ["algorithm.soup.on_eos=drop", "keep, cut"]),
-        ("algorithm.soup.source=replay", ["algorithm.soup.source=replay", "lookahead"]),
+        ("algorithm.soup.source=memory", ["algorithm.soup.source=memory", "lookahead, snapshot, replay"]),
+        ("algorithm.soup.snapshot.every=0", ["algorithm.soup.snapshot.every=0"]),
+        ("algorithm.soup.snapshot.keep=1", ["algorithm.soup.snapshot.keep=1", "lag=8", "every=4", "3"]),
+        ("algorithm.soup.snapshot.eviction=lru", ["snapshot.eviction=lru", "log_spaced"]),
+        ("algorithm.soup.snapshot.storage=tape", ["snapshot.storage=tape", "memory, disk"]),
+        ("algorithm.soup.snapshot.placement=cloud", ["snapshot.placement=cloud", "standalone"]),
         ("algorithm.soup.ratio=shaped", ["algorithm.soup.ratio=shaped", "behavior"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
         ("+algorithm.soup.prefix_length.mean=3", ["algorithm.soup.prefix_length.mean=3"]),
@@ -112,11 +121,53 @@ def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compos
     overrides = [f"trainer.resume_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
     config = composed(*BASE, *overrides, f"trainer.resume_from_path={folder}")
     assert BANK_FILE in sentence(config)
-    (folder / BANK_FILE).touch()
+    PrefixBank().save(folder / BANK_FILE, "replay", 0, {})
+    assert "source=replay" in sentence(config)  # another source's prefixes
+    PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
     check_config(config)
     (folder / BANK_FILE).unlink()
     config.algorithm.soup.mixed_share = 0.0  # nothing is lost
     check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["snapshot.policy=newest"], ["algorithm.soup.snapshot.policy=newest", "lagged, pool, base, best"]),
+        (["snapshot.policy=/nowhere"], ["algorithm.soup.snapshot.policy=/nowhere", "no such folder"]),
+        (["snapshot.n_gpus=2"], ["algorithm.soup.snapshot.n_gpus=2", "null"]),
+        (["snapshot.n_gpus=0", "snapshot.placement=standalone"], ["snapshot.n_gpus=0", "multiple"]),
+    ],
+)
+def test_snapshots_that_cannot_be_are_refused(composed: Compose, overrides: list[str], words: list[str]) -> None:
+    soup = [f"algorithm.soup.{override}" for override in ["source=snapshot", *overrides]]
+    text = sentence(composed(*BASE, *soup))
+    assert all(word in text for word in words), text
+    check_config(composed(*BASE, *soup, "algorithm.soup.source=replay"))
+
+
+def test_adapters_that_are_not_merged_have_no_snapshot(composed: Compose) -> None:
+    overrides = ["algorithm.soup.source=snapshot", "actor_rollout_ref.model.lora_rank=8"]
+    assert "actor_rollout_ref.model.lora.merge=False" in sentence(composed(*BASE, *overrides))
+    check_config(composed(*BASE, *overrides, "actor_rollout_ref.model.lora.merge=True"))
+
+
+def test_whole_responses_end_with_their_end(composed: Compose) -> None:
+    whole = [*BASE, "algorithm.soup.source=replay", "algorithm.soup.prefix_length.distribution=whole"]
+    check_config(composed(*whole))
+    assert "algorithm.soup.on_eos=cut" in sentence(composed(*whole, "algorithm.soup.on_eos=cut"))
+
+
+def test_weights_without_safetensors_are_refused(composed: Compose, tmp_path: Path) -> None:
+    overrides = ["algorithm.soup.source=snapshot", f"algorithm.soup.snapshot.policy={tmp_path}"]
+    assert "model_merger" in sentence(composed(*BASE, *overrides))
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    check_config(composed(*BASE, *overrides))
+
+
+def test_as_many_snapshots_are_kept_as_the_lag_needs(composed: Compose) -> None:
+    config = composed(*BASE, "algorithm.soup.source=snapshot", "algorithm.soup.lag=9")
+    assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 3  # 8 updates behind the newest, every 4
 
 
 def test_prefix_bounds_do_not_matter_without_mixing(composed: Compose) -> None:

@@ -31,7 +31,7 @@ from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.prefixes import Prefix
 from recipe.soup.rows import without_padding
 from recipe.soup.settings import parse_settings
-from recipe.soup.sources.base import RunFacts
+from recipe.soup.sources.base import RunFacts, fingerprint
 from recipe.soup.sources.queue import Chunk
 from recipe.soup.trainer import SoupTrainer
 
@@ -296,6 +296,38 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     assert without_padding(batch).keys == batch.keys[:-1]
 
 
+def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Store) -> None:
+    """The recorded samples come back as prefixes, with the log-probs and versions of each token; padding does not."""
+    overrides = ["algorithm.soup.source=replay", "algorithm.soup.mixed_share=1", "algorithm.soup.prefix_length.max=12"]
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", *overrides))
+    trainer.actor_rollout_wg = StillWorkers(store)
+    batch = recorded(store, slice(0, 15))
+    uids = list(dict.fromkeys(store.rows[key]["uid"] for key in batch.keys))
+    messages = {uid: [{"role": "user", "content": uid}] for uid in uids}
+    trainer._visits = {uid: (i, messages[uid]) for i, uid in enumerate(uids)}
+    batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
+    assert batch.tags[-1]["is_padding"]
+    trainer._compute_old_log_prob(
+        KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags, extra_info={}), {}
+    )
+    assert trainer._visits == {}
+    kept = {uid: list(trainer.source.bank.take(fingerprint(messages[uid])).values()) for uid in uids}
+    assert sum(map(len, kept.values())) == 15
+    several = 0
+    for uid, prefixes in kept.items():
+        rows = [row for key, row in store.rows.items() if row["uid"] == uid and key in batch.keys[:15]]
+        for prefix in prefixes:
+            n = len(prefix)
+            several += len(prefix.runs) > 1
+            assert any(
+                row["responses"][:n].tolist() == prefix.token_ids.tolist()
+                and row["policy_versions"][:n].tolist() == prefix.versions
+                and row["rollout_log_probs"][:n].tolist() == prefix.log_probs.tolist()
+                for row in rows
+            )
+    assert several > 0
+
+
 def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     cleared: list[str] = []
     monkeypatch.setattr(tq, "kv_clear", lambda keys, partition_id: cleared.extend(keys))
@@ -334,6 +366,26 @@ def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch
     with pytest.raises(Reached):
         trainer._validate()
     assert ORDERS_KEY not in seen[0]
+
+
+def test_the_source_learns_of_weights_and_validations_in_verls_order(
+    composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snapshots are taken, and colocated prefixes sampled, while the current policy's engine sleeps."""
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
+    events: list[Any] = []
+    for name in ("generated", "updated", "validated"):
+        setattr(trainer.source, name, lambda *args, name=name: events.append((name, *args)))
+    trainer.checkpoint_manager = SimpleNamespace(
+        sleep_replicas=lambda: events.append("sleeps"), update_weights=lambda version: events.append("wakes")
+    )
+    trainer.curr_step_profile, trainer.timing_raw = False, {}
+    trainer.on_sample_end()
+    trainer.on_step_end()
+    scores = {"val-core/a/acc/mean@4": 0.25, "val-core/b/reward/mean@4": 0.75, "val-core/a/acc/best@4/mean": 1.0}
+    monkeypatch.setattr(PPOTrainerSync, "_validate", lambda self: scores)
+    assert trainer._validate() == scores
+    assert events == ["sleeps", ("generated", STEP), ("updated", STEP), "wakes", ("validated", STEP, 0.5)]
 
 
 class TestPrompts:

@@ -1,0 +1,50 @@
+"""Configs that `source=snapshot` cannot honour, refused at start by key and value. Imports no verl."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recipe.soup.settings import POLICIES, SnapshotSettings, refuse
+from verl_ext.historical_policy.snapshots import from_checkpoint
+
+SETTINGS = "algorithm.soup.snapshot"
+
+
+def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
+    """Check what `source=snapshot` needs of the composed config.
+
+    Raises:
+        SystemExit: key, value, what is wrong and what to do.
+    """
+    model = config.actor_rollout_ref.model
+    lora = model.get("lora") or {}
+    if (model.get("lora_rank", 0) or lora.get("rank", 0)) and not lora.get("merge", False):
+        key = "actor_rollout_ref.model.lora.merge"
+        raise refuse(key, False, "a snapshot holds whole weights, so adapters must be merged; set it to True.")
+    _check_weights("actor_rollout_ref.model.path", str(model.path))
+    if settings.policy not in POLICIES:
+        key, path = f"{SETTINGS}.policy", settings.policy
+        if not Path(path).expanduser().exists() and (path.startswith(("/", "~", ".")) or "/" not in path):
+            choices = ", ".join(POLICIES)
+            raise refuse(key, path, f"no such folder; choose one of {choices}, or give a checkpoint or owner/model.")
+        _check_weights(key, path)
+    _check_gpus(config, settings)
+
+
+def _check_weights(key: str, path: str) -> None:
+    """Weights on this machine are looked at; the hub is asked later, where the model is."""
+    if Path(path).expanduser().exists():
+        try:
+            from_checkpoint(path)
+        except FileNotFoundError as error:
+            raise refuse(key, path, str(error)) from None
+
+
+def _check_gpus(config: DictConfig, settings: SnapshotSettings) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    n_gpus = settings.n_gpus
+    if settings.placement == "colocated" and n_gpus is not None:
+        raise refuse(f"{SETTINGS}.n_gpus", n_gpus, "colocated replicas use all the trainer's GPUs; leave it null.")
+    if n_gpus is not None and (n_gpus < 1 or n_gpus % size):
+        raise refuse(f"{SETTINGS}.n_gpus", n_gpus, f"one rollout replica has {size} GPUs; give a multiple of that.")
