@@ -1,91 +1,167 @@
-"""What a SOUP step costs against a GRPO step: alternating blocks of steps inside one run of the countdown example.
+"""What a SOUP step costs against a GRPO step: alternating blocks of steps inside one run.
 
 Two runs differ by 10 % from noise alone; neighbouring blocks of one run do not. In every second block half of the
-samples are mixed; in the others none is, and nothing is seeded. The first and the last step of a block are left out:
-there, prefixes are seeded but not yet used, or the other way round.
+samples are mixed; in the others none is, nothing is seeded and no snapshot is taken. The first two steps and the last
+one of a block are left out: there, prefixes are sampled but not yet used, or the other way round. With `replay` the
+prompts come again every second step, so that there is something to replay.
 
-Example:
-    python -m benchmarks.step_cost --blocks 12 --block-length 10
+Writes one JSON file a source into `--results`, then a table and a plot of all that lie there.
+
+Examples:
+    python -m benchmarks.step_cost lookahead
+    python -m benchmarks.step_cost snapshot algorithm.soup.snapshot.placement=standalone
+    python -m benchmarks.step_cost --render-only
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import wrapt
 
+from benchmarks.report import machine, render
 from recipe.soup.summary import PHASES, read_metrics
 
-MODE = "soup_blocks"
 BLOCK_LENGTH = "SOUP_BENCHMARK_BLOCK_LENGTH"
-BOOTSTRAPS = 10_000
+SOURCES = ("lookahead", "snapshot", "replay")
+RESULTS = Path(__file__).parent / "results"
+EDGES = 2, 1
+"""Steps left out at the beginning and at the end of a block."""
+CPU = (
+    *("hardware=cpu", "example=countdown", "data.train_max_samples=32", "trainer.total_epochs=100000"),
+    *(
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.rollout_data_dir=null",
+    ),
+    *("algorithm.soup.lag=1", "algorithm.soup.warm_start=fill", "algorithm.soup.snapshot.every=1"),
+)
 
 
-def register(trainer: Any) -> None:
-    """Register a trainer whose mixed share alternates by block; `trainer` is the module recipe.soup.trainer."""
-    from verl.trainer.ppo.v1.trainer_base import register_trainer
+def alternate(trainer: Any) -> None:
+    """Make the source of SOUP's trainer mix in every second block; `trainer` is the module recipe.soup.trainer."""
+    block_length = int(os.environ[BLOCK_LENGTH])
+    make_source = trainer.SoupTrainer._make_source
 
-    class BlockSource(trainer.LookaheadSource):
-        def lengths(self, ordinal: int) -> list[int]:
-            step = ordinal // self.queue.prompts_per_step
-            return super().lengths(ordinal) if step // int(os.environ[BLOCK_LENGTH]) % 2 else []
+    def mixes(step: int) -> bool:
+        return (step - 1) // block_length % 2 == 1
 
-    @register_trainer(MODE)
-    class BlockTrainer(trainer.SoupTrainer):
-        source_class = BlockSource
+    def make_alternating_source(self: Any, facts: Any) -> Any:
+        source = make_source(self, facts)
+        lengths, take, updated = source.lengths, source.take, source.updated
+
+        def take_if_mixed(step: int) -> Any:
+            chunk, prefixes = take(step)
+            return chunk, prefixes if mixes(step) else [{} for _ in prefixes]
+
+        source.lengths = lambda place: lengths(place) if mixes(place // facts.prompts_per_step + 1) else []
+        source.take = take_if_mixed
+        source.updated = lambda step: updated(step) if mixes(step) else None
+        return source
+
+    trainer.SoupTrainer._make_source = make_alternating_source
 
 
-def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str, np.ndarray]:
-    """Ratios mixed / unmixed of the medians of neighbouring blocks, for the whole step and each phase."""
-    blocks: dict[int, list[dict[str, float]]] = {}
+def pairs(metrics: dict[int, dict[str, float]], block_length: int, key: str) -> list[tuple[float, float]]:
+    """Medians of a metric over each unmixed block and the mixed one that follows it; steps without it are left out.
+
+    The first pair is not counted: engines still compile.
+    """
+    blocks: dict[int, list[float]] = {}
+    first, last = EDGES[0], block_length - EDGES[1]
     for step, values in metrics.items():
-        place = (step - 1) % block_length
-        if "timing_s/step" in values and 0 < place < block_length - 1:
-            blocks.setdefault((step - 1) // block_length, []).append(values)
-    ratios = {}
-    for phase in ("step", *PHASES):
-        key = f"timing_s/{phase}"
-        if not all(key in values for block in blocks.values() for values in block):
-            continue
-        medians = [median(values[key] for values in blocks[index]) for index in sorted(blocks)]
-        # Skip the first pair: vLLM still compiles, and lag 1 has only begun.
-        ratios[phase] = np.array([on / off for off, on in zip(medians[2::2], medians[3::2], strict=False)])
-    return ratios
+        if key in values and first <= (step - 1) % block_length < last:
+            blocks.setdefault((step - 1) // block_length, []).append(values[key])
+    counted = [i for i in sorted(blocks) if i % 2 == 0 and i >= 2 and i + 1 in blocks]
+    return [(median(blocks[i]), median(blocks[i + 1])) for i in counted]
+
+
+def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str, Any]:
+    """Seconds by phase (pairs of unmixed and mixed medians), and what mixing needs in tokens, requests and memory."""
+    mixed = [
+        values
+        for step, values in metrics.items()
+        if values.get("soup/train/prefix/tokens", 0) and (step - 1) % block_length >= EDGES[0]
+    ]
+
+    def middle(key: str) -> float:
+        return median(values[key] for values in mixed)
+
+    def largest(key: str) -> float:
+        return max(values.get(key, 0.0) for values in metrics.values())
+
+    seconds = {phase: pairs(metrics, block_length, f"timing_s/{phase}") for phase in ("step", *PHASES)}
+    return {
+        "seconds": {phase: values for phase, values in seconds.items() if values},
+        "mixed_samples": middle("soup/train/mixed/samples"),
+        "prefix_tokens": middle("soup/train/prefix/tokens"),
+        "continuation_tokens": middle("soup/train/continuation/tokens"),
+        "extra_requests": middle("soup/cost/seed_requests"),
+        "extra_tokens": middle("soup/cost/seed_tokens"),
+        "spared_requests": middle("soup/train/mixed/without_continuation"),
+        "bank_bytes": largest("soup/bank/bytes"),
+        "snapshot_bytes": largest("soup/snapshots/bytes"),
+    }
+
+
+def run(source: str, blocks: int, block_length: int, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """One run of alternating blocks; returns what was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment = f"step_cost_{source}"
+    arguments = [
+        *("algorithm=soup", f"algorithm.soup.source={source}", f"trainer.experiment_name={experiment}"),
+        *("algorithm.soup.mixed_share=0.5", f"trainer.total_training_steps={blocks * block_length}"),
+        *overrides,
+    ]
+    environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(block_length)}
+    environ.setdefault("VERL_FILE_LOGGER_ROOT", "runs")
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    print(f"{source}: {blocks * block_length} steps; progress in {folder / f'{source}.log'}", flush=True)
+    with (folder / f"{source}.log").open("w") as log:
+        subprocess.run(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, check=True)
+    [path] = folder.glob(f"runs/*/{experiment}.jsonl")
+    return {
+        "source": source,
+        "block_length": block_length,
+        "overrides": list(overrides),
+        "machine": machine(),
+        **measure(read_metrics(path), block_length),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Further arguments (key=value) go to verl. With any, the CPU example's own settings stay in front.",
+    )
+    parser.add_argument("source", nargs="?", choices=SOURCES, help="where prefixes come from")
     parser.add_argument("--blocks", type=int, default=14, help="an even number; the first pair is not counted")
-    parser.add_argument("--block-length", type=int, default=10, help="steps in a block")
-    parser.add_argument("--folder", type=Path, default=Path("runs/step_cost"), help="where the run writes")
+    parser.add_argument("--block-length", type=int, default=8, help="steps in a block, at least 4")
+    parser.add_argument("--folder", type=Path, default=Path("runs/step_cost"), help="where the runs write")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument("--no-example", action="store_true", help="not the CPU example: give model and data yourself")
+    parser.add_argument("--render-only", action="store_true", help="only draw what is there")
     args, overrides = parser.parse_known_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(args.block_length)}
-    command = [
-        *(sys.executable, "-m", "verl.trainer.main_ppo", "algorithm=grpo", "hardware=cpu", "example=countdown"),
-        *(f"trainer.v1.trainer_mode={MODE}", "algorithm.soup.mixed_share=0.5"),
-        *("algorithm.soup.lag=1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=-1"),
-        *("trainer.rollout_data_dir=null", f"trainer.total_training_steps={args.blocks * args.block_length}"),
-        *overrides,
-    ]
-    with (args.folder / "log.txt").open("w") as log:
-        subprocess.run(command, cwd=args.folder, env=environ, stdout=log, stderr=subprocess.STDOUT, check=True)
-    metrics = read_metrics(args.folder / "runs" / "countdown" / "grpo.jsonl")
-    rng = np.random.default_rng(0)
-    print("| phase | ratio (median of pairs) | 95 % interval | pairs |\n|---|---|---|---|")
-    for phase, ratios in measure(metrics, args.block_length).items():
-        medians = np.median(rng.choice(ratios, (BOOTSTRAPS, len(ratios))), axis=1)
-        low, high = np.quantile(medians, [0.025, 0.975])
-        print(f"| {phase} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f} | {len(ratios)} |")
+    if not args.render_only:
+        if args.source is None:
+            parser.error("which source?")
+        overrides = [*(() if args.no_example else CPU), *overrides]
+        result = run(args.source, args.blocks, args.block_length, args.folder, overrides)
+        args.results.mkdir(parents=True, exist_ok=True)
+        (args.results / f"step_cost_{args.source}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(render(args.results))
 
 
 if __name__ == "__main__":
     main()
 elif BLOCK_LENGTH in os.environ:
     # verl imports this module before its plugins are loaded, so the trainer must not be imported yet.
-    wrapt.register_post_import_hook(register, "recipe.soup.trainer")
+    wrapt.register_post_import_hook(alternate, "recipe.soup.trainer")

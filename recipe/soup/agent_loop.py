@@ -21,6 +21,24 @@ from recipe.soup.refusals import AGENT_NAME
 
 logger = logging.getLogger(__name__)
 
+
+class _OnceEach(logging.Filter):
+    """Lets each message pass once in a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._seen
+        self._seen.add(message)
+        return new
+
+
+# verl makes an agent loop for each sample, and warns each time that a model has no prompt builder of its own.
+logging.getLogger("verl.utils.tokenizer.continuous_token_wiring").addFilter(_OnceEach())
+
 ORDERS_KEY = "soup_orders"
 SEEDS_KEY = "soup_seeds"
 
@@ -97,7 +115,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         seeds: list[Seed] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
-                logger.warning("A prefix for a later step was lost: %r", outcome)
+                logger.warning("The prefixes for a later prompt were lost: %r", outcome)
             else:
                 seeds += outcome
         return self._extend(output, prefix, seeds)
@@ -111,17 +129,32 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds)
 
     async def _seed(self, client: LLMServerClient, order: SeedOrder, sampling_params: dict[str, Any]) -> list[Seed]:
-        """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings."""
+        """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings.
+
+        All of them go to one server, whose prefix cache then holds the prompt. verl's `client.generate` would ask the
+        load balancer for each; on a laptop those calls cost as much as the tokens.
+        """
         prompt_ids = await self.ct_build_initial_tokens(list(order.messages))
+        request_id = uuid4().hex
+        server_id, server = await client._acquire_server(
+            request_id, prompt_ids=prompt_ids, sampling_params=sampling_params
+        )
 
         async def sample(slot: int, length: int) -> Seed | None:
             tokens = tokens_to_ask_for(length, int(self.rollout_config.response_length))
-            output = await client.generate(
-                uuid4().hex, prompt_ids=prompt_ids, sampling_params={**sampling_params, "max_tokens": tokens}
-            )
+            params = {**sampling_params, "max_tokens": tokens}
+            output = await server.generate.remote(request_id=uuid4().hex, prompt_ids=prompt_ids, sampling_params=params)
             if output.stop_reason == "aborted" or not output.token_ids:
                 return None
             return Seed.from_answer(order, slot, length, output)
 
-        seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
-        return [seed for seed in seeds if seed is not None]
+        try:
+            outcomes = await asyncio.gather(
+                *(sample(slot, length) for slot, length in order.lengths.items()), return_exceptions=True
+            )
+        finally:
+            client._release_server(server_id, request_id=request_id)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                logger.warning("A prefix for a later step was lost: %r", outcome)
+        return [outcome for outcome in outcomes if isinstance(outcome, Seed)]

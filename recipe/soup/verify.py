@@ -54,7 +54,9 @@ def response_log_probs(model: torch.nn.Module, rows: list[dict], temperature: fl
     ]
 
 
-def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float = 1.0) -> dict[str, Comparison]:
+def verify(
+    samples: Path, checkpoints: Path, base_model: str, temperature: float = 1.0, foreign: str | None = None
+) -> dict[str, Comparison]:
     """Compare logged with recomputed log-probs.
 
     Args:
@@ -62,6 +64,7 @@ def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float
         checkpoints: folder with `global_step_<version>/actor/huggingface`.
         base_model: version 0.
         temperature: `actor_rollout_ref.rollout.temperature` of the run.
+        foreign: model folder of version -1, where prefixes came from another run's checkpoint.
 
     Returns:
         the comparison for tokens of the `prefix` (older than their step's version) and of the `continuation`.
@@ -73,6 +76,8 @@ def verify(samples: Path, checkpoints: Path, base_model: str, temperature: float
     if not steps:
         raise FileNotFoundError(f"no <step>.jsonl in {samples}; run with trainer.rollout_data_dir")
     folders = {0: Path(base_model)}
+    if foreign is not None:
+        folders[-1] = Path(foreign)
     for folder in checkpoints.glob("global_step_*/actor/huggingface"):
         folders[int(folder.parent.parent.name.removeprefix("global_step_"))] = folder
     wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]}
@@ -100,8 +105,10 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, required=True, help="trainer.default_local_dir of the run")
     parser.add_argument("--base-model", required=True, help="actor_rollout_ref.model.path of the run")
     parser.add_argument("--temperature", type=float, default=1.0, help="actor_rollout_ref.rollout.temperature")
+    parser.add_argument("--foreign", help="model folder that algorithm.soup.snapshot.policy named, if it did")
     args = parser.parse_args()
-    for segment, comparison in verify(args.samples, args.checkpoints, args.base_model, args.temperature).items():
+    comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
+    for segment, comparison in comparisons.items():
         if not comparison.claimed:
             print(f"{segment}: no tokens")
             continue

@@ -1,21 +1,81 @@
-"""The arithmetic of the step-cost benchmark."""
+"""The arithmetic of the benchmarks, and that their reports can be drawn."""
+
+import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks.step_cost import measure
+from benchmarks.report import ratio, render
+from benchmarks.scaling import MODELS, Cost, Gpu, Run
+from benchmarks.step_cost import measure, pairs
+
+
+def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
+    """Six blocks of seven steps; mixed ones cost so many times their neighbour, and edges are wild."""
+    metrics = {0: {"val-core/countdown/acc/mean@16": 0.1}}
+    for block in range(6):
+        speed = 1.0 + block // 2  # the machine gets slower with every pair
+        for place in range(7):
+            edge = place < 2 or place == 6
+            seconds = 100.0 if edge else speed * (mixed_costs if block % 2 else 1.0)
+            metrics[block * 7 + place + 1] = {
+                "timing_s/step": seconds,
+                "timing_s/gen": 2 * seconds,
+                "soup/train/prefix/tokens": 300.0 * (block % 2),
+                "soup/train/mixed/samples": 64.0,
+                "soup/train/continuation/tokens": 900.0,
+                "soup/cost/seed_requests": 64.0,
+                "soup/cost/seed_tokens": 350.0,
+                "soup/train/mixed/without_continuation": 7.0,
+                "soup/bank/bytes": 100.0 * place,
+            }
+    return metrics
 
 
 def test_ratio_of_neighbouring_blocks_without_their_edges() -> None:
-    """Mixed blocks cost 1.2 times their neighbour, whatever the machine's speed at that time; edges are wild."""
-    metrics = {}
-    for block in range(6):
-        speed = 1.0 + block // 2  # the machine gets slower with every pair
-        for place in range(5):
-            edge = place in (0, 4)
-            seconds = 100.0 if edge else speed * (1.2 if block % 2 else 1.0)
-            metrics[block * 5 + place + 1] = {"timing_s/step": seconds, "timing_s/gen": 2 * seconds}
-    metrics[0] = {"val-core/countdown/acc/mean@16": 0.1}
-    ratios = measure(metrics, block_length=5)
-    assert ratios["step"].tolist() == pytest.approx([1.2, 1.2])  # the first pair is not counted
-    assert ratios["gen"].tolist() == pytest.approx([1.2, 1.2])
-    assert "update_actor" not in ratios
+    metrics = blocks(1.2)
+    counted = pairs(metrics, 7, "timing_s/step")
+    assert counted == [(2.0, 2.4), (3.0, 3.6)]  # the first pair is not counted
+    assert ratio([list(pair) for pair in counted]) == pytest.approx((1.2, 1.2, 1.2))
+    measured = measure(metrics, 7)
+    assert set(measured["seconds"]) == {"step", "gen"}
+    assert (measured["prefix_tokens"], measured["bank_bytes"], measured["snapshot_bytes"]) == (300.0, 600.0, 0.0)
+
+
+def test_the_interval_holds_the_median_and_grows_with_the_noise() -> None:
+    calm = ratio([[1.0, 1.0 + 0.01 * i] for i in range(6)])
+    wild = ratio([[1.0, 1.0 + 0.1 * i] for i in range(6)])
+    assert calm[1] <= calm[0] <= calm[2]
+    assert wild[2] - wild[1] > 5 * (calm[2] - calm[1])
+
+
+def test_a_report_of_all_sources(tmp_path: Path) -> None:
+    for source, costs in (("lookahead", 1.03), ("replay", 0.97)):
+        result = {"source": source, "block_length": 7, "overrides": [], "machine": "a laptop"}
+        text = json.dumps({**result, **measure(blocks(costs), 7)})
+        (tmp_path / f"step_cost_{source}.json").write_text(text)
+    text = render(tmp_path)
+    assert "| whole step | 2.500 | 1.030 | 1.030 to 1.030 |" in text
+    assert "| generation | 5.000 | 0.970 | 0.970 to 0.970 |" in text
+    assert (tmp_path / "step_cost.png").stat().st_size > 10_000
+    assert (tmp_path / "step_cost.md").read_text().startswith("# What")
+
+
+def test_the_model_of_scale_behaves() -> None:
+    run, gpu = Run(), Gpu()
+    for model in MODELS:
+        small, large = Cost(model, 8, run, gpu), Cost(model, 512, run, gpu)
+        assert large.step < small.step
+        assert 0 < small.lookahead < 1e-3 * small.step
+        assert small.prefixes < small.colocated
+        assert small.standalone_gpus % small.tp == 0
+    assert run.prefix_tokens == 512 * 8 * 0.5 * 1024
+
+
+def test_the_document_is_the_one_that_the_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import scaling
+
+    monkeypatch.setattr("sys.argv", ["scaling", "--output", str(tmp_path / "scaling.md")])
+    scaling.main()
+    document = Path(__file__).parents[2] / "docs" / "scaling.md"
+    assert (tmp_path / "scaling.md").read_text() == document.read_text()

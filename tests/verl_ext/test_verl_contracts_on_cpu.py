@@ -5,17 +5,21 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
+from verl.single_controller.ray.base import split_resource_pool
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
+from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import LLMServerClient
-from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_supported_verl
@@ -41,6 +45,15 @@ from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_suppo
         (PPOTrainer._build_replay_buffer, ["self"]),
         (PPOTrainerSync.on_init_end, ["self"]),
         (ReplayBuffer._clear_groups, ["self", "partition_id", "uids"]),
+        (LLMServerClient._acquire_server, ["self", "request_id", "extra"]),
+        (LLMServerClient._release_server, ["self", "server_id", "request_id"]),
+        (PPOTrainerSync.on_sample_end, ["self"]),
+        (PPOTrainerSync.on_step_end, ["self"]),
+        (PPOTrainer._validate, ["self"]),
+        (RolloutReplica.init_standalone, ["self"]),
+        (RolloutReplica.init_colocated, ["self", "resource_pool"]),
+        (ActorRolloutRefWorker.update_weights, ["self", "global_steps", "mode"]),
+        (split_resource_pool, ["resource_pool", "split_size"]),
         (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
         (ppo_loss, ["config", "model_output", "data", "dp_group"]),
         (initialize_global_process_group_ray, ["timeout_second", "backend"]),
@@ -60,6 +73,10 @@ def test_signature(function: Any, parameters: list[str]) -> None:
             {"old_log_prob", "log_prob", "advantages", "response_mask", "rollout_is_weights"},
         ),
         (AgentLoopBase.ct_build_initial_tokens, {"messages"}),
+        (vLLMHttpServer.generate, {"request_id", "prompt_ids", "sampling_params"}),
+        (CheckpointEngineWorker.update_weights, {"global_steps"}),
+        (CheckpointEngineWorker.execute_checkpoint_engine, {"method"}),
+        (RolloutReplica.__init__, {"replica_rank", "config", "model_config", "gpus_per_node"}),
         (ReplayBuffer.__init__, {"poll_interval"}),
     ],
 )
@@ -75,6 +92,12 @@ def test_fields_of_outputs() -> None:
 def test_the_mode_name_sync_selects_the_synchronous_behaviour() -> None:
     """SoupTrainer answers `sync` where verl asks for the trainer's mode."""
     assert 'self.trainer_mode == "sync"' in inspect.getsource(PPOTrainer._build_replay_buffer)
+
+
+def test_the_synchronous_trainer_syncs_in_place_whatever_the_checkpoint_engine_is() -> None:
+    """Why the backend's name is free for snapshots (`verl_ext.historical_policy`)."""
+    assert 'checkpoint_engine_config.backend = "naive"' in inspect.getsource(PPOTrainer._setup)
+    assert "self.checkpoint_engine.send_weights" in inspect.getsource(ActorRolloutRefWorker.update_weights)
 
 
 def test_the_sender_of_weights_waits_for_an_answer() -> None:

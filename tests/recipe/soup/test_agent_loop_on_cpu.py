@@ -28,6 +28,16 @@ class FakeEngine:
     def __init__(self, stops_after: int = 100, stop_reason: str = "completed") -> None:
         self.stops_after, self.stop_reason = stops_after, stop_reason
         self.requests: list[SimpleNamespace] = []
+        self.acquired = self.released = 0
+
+    async def _acquire_server(self, request_id: str, **_: Any) -> tuple[str, Any]:
+        """As verl's client does it; this engine is its own server."""
+        self.acquired += 1
+        return "server", SimpleNamespace(generate=SimpleNamespace(remote=self.generate))
+
+    def _release_server(self, server_id: str, request_id: str | None = None) -> None:
+        assert server_id == "server"
+        self.released += 1
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
@@ -138,6 +148,7 @@ class TestSeeding:
         assert all(request.sampling_params == SAMPLING for request in seeding)
         assert not any(seed.ended for seed in seeds)
         assert [seed.sampled for seed in seeds] == [3, 5]
+        assert (engine.acquired, engine.released) == (1, 1)  # of one prompt, by one server
 
     def test_ends_are_found_by_where_the_engine_stopped(self, run: Any) -> None:
         kept = self.seeds(run, FakeEngine(stops_after=2))

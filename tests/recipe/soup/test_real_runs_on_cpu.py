@@ -1,4 +1,4 @@
-"""The real path: main_ppo, Ray, FSDP2 and vLLM on the CPU. Four runs, shared by the tests below."""
+"""The real path: main_ppo, Ray, FSDP2 and vLLM on the CPU. Six runs, shared by the tests below."""
 
 import json
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from real_run import RealRun
+from transformers import AutoModelForCausalLM
 
 from recipe.soup.prefixes import PrefixBank
 from recipe.soup.verify import Comparison, read_samples, verify
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.real_run
 TOLERANCE = 1e-5  # nats
 FAR = 1e-2  # what another version's log-probs must be away at least, at its most different token
 STARTED = 300.0  # seconds until the first steps are through, on a busy machine
+UNLIKELY = 2.2  # Kolmogorov's statistic of a uniform sample is larger in one of ten thousand cases
+SNAPSHOT_PLACEMENT = "snapshot.placement=standalone"
 FLAKY = Path(__file__).parents[2] / "flaky_reward.py"
 
 
@@ -121,6 +125,107 @@ def test_a_dead_vllm_worker_ends_the_run_with_its_error_within_a_minute(exact: R
     assert exact.process.returncode not in (0, None)
     assert exact.seconds_to_end < 60  # pyright: ignore[reportAttributeAccessIssue]
     assert "The vLLM engine of rollout replica 0 died" in exact.log
+
+
+# ---------------------------------------------------------------- the same prefixes from kept weights
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    """As `exact`, with a second vLLM that serves past weights, on a logical GPU of its own."""
+    overrides = ["algorithm.soup.lag=2", "algorithm.soup.warm_start=pure", "algorithm.soup.prefix_length.max=16"]
+    source = [f"algorithm.soup.{key}" for key in ("source=snapshot", "snapshot.every=1", SNAPSHOT_PLACEMENT)]
+    folder = tmp_path_factory.mktemp("snapshot")
+    run = RealRun(folder, clean_environ, "algorithm=soup", *overrides, *source, "trainer.total_training_steps=6")
+    assert run.finish(STARTED + 60) == 0, run.log[-4000:]
+    return run
+
+
+def test_kept_weights_give_prefixes_of_exactly_the_version_that_they_claim(
+    snapshot: RealRun, countdown_dir: Path
+) -> None:
+    assert_exact(verify(snapshot.samples, snapshot.checkpoints, str(countdown_dir / "base_model")))
+    for step, rows in read_samples(snapshot.samples).items():
+        assert versions_of_prefixes(rows) == ({step - 3} if step >= 3 else set())
+        assert sum(row["prefix_length"] > 0 for row in rows) == (32 if step >= 3 else 0)
+
+
+def test_standalone_no_step_waits_for_its_prefixes_once_engines_are_warm(snapshot: RealRun) -> None:
+    metrics = snapshot.metrics("soup")
+    assert sum(values["soup/cost/seed_requests"] for values in metrics.values()) == 4 * 32
+    assert sum(values["soup/cost/seeds_lost"] for values in metrics.values()) == 0
+    assert metrics[5]["soup/snapshots/kept"] == 2  # what lag 2 needs
+    assert metrics[6]["soup/snapshots/waited_s"] < metrics[6]["timing_s/step"] / 2
+
+
+def quantiles(run: RealRun, base_model: Path) -> np.ndarray:
+    """For each prefix token, where it lies in the distribution of the policy that it claims: uniform if true.
+
+    The probability of all smaller token ids, plus a random share of its own.
+    """
+    rng, places = np.random.default_rng(0), []
+    rows = [row for rows in read_samples(run.samples).values() for row in rows if row["prefix_length"]]
+    for version in {row["policy_versions"][0] for row in rows}:
+        folder = run.checkpoints / f"global_step_{version}" / "actor" / "huggingface" if version else base_model
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for row in (row for row in rows if row["policy_versions"][0] == version):
+            start, length = len(row["prompt_ids"]), row["prefix_length"]
+            with torch.no_grad():
+                logits = model(torch.tensor([row["prompt_ids"] + row["response_ids"][:length]])).logits[0]
+            probabilities = logits[start - 1 : start + length - 1].double().softmax(-1).numpy()
+            for token, distribution in zip(row["response_ids"], probabilities, strict=False):
+                places.append(distribution[:token].sum() + rng.random() * distribution[token])
+    return np.array(places)
+
+
+def test_both_sources_sample_from_the_distribution_of_the_policy_that_they_claim(
+    exact: RealRun, snapshot: RealRun, countdown_dir: Path
+) -> None:
+    """Equivalence of lookahead and snapshot; their log-probs are compared exactly above."""
+    samples = [quantiles(run, countdown_dir / "base_model") for run in (exact, snapshot)]
+    assert min(map(len, samples)) > 500
+    for sample in samples:
+        assert distance_from_uniform(sample) < UNLIKELY
+        assert distance_from_uniform(sample**1.35) > UNLIKELY  # such a change would be noticed
+
+
+def distance_from_uniform(sample: np.ndarray) -> float:
+    """Kolmogorov's statistic, times the root of the sample's size."""
+    expected = (np.arange(len(sample)) + 0.5) / len(sample)
+    return float(np.abs(np.sort(sample) - expected).max() * np.sqrt(len(sample)))
+
+
+# ---------------------------------------------------------------- prefixes of earlier visits
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    """24 prompts, eight a step: they come again every third step."""
+    overrides = ["algorithm.soup.source=replay", "algorithm.soup.mixed_share=0.75", "data.train_max_samples=24"]
+    overrides += ["trainer.total_epochs=100", "trainer.total_training_steps=9", "algorithm.soup.prefix_length.max=16"]
+    run = RealRun(tmp_path_factory.mktemp("replay"), clean_environ, "algorithm=soup", *overrides)
+    assert run.finish(STARTED) == 0, run.log[-4000:]
+    return run
+
+
+def test_replayed_tokens_keep_the_version_that_sampled_them(replay: RealRun, countdown_dir: Path) -> None:
+    assert_exact(verify(replay.samples, replay.checkpoints, str(countdown_dir / "base_model")))
+    samples = read_samples(replay.samples)
+    assert all(versions_of_prefixes(samples[step]) == set() for step in (1, 2, 3))
+    assert all(sum(row["prefix_length"] > 0 for row in samples[step]) == 48 for step in range(4, 10))
+    several = [row for row in samples[9] if len(set(row["policy_versions"][: row["prefix_length"]])) > 1]
+    assert several  # began at one visit, went on at the next, and is replayed at the third
+
+
+def test_a_replayed_prefix_is_one_that_its_prompt_left_at_its_last_visit(replay: RealRun) -> None:
+    samples = read_samples(replay.samples)
+    for step in range(4, 10):
+        for row in samples[step]:
+            prefix = row["response_ids"][: row["prefix_length"]]
+            earlier = [
+                r for s in range(max(step - 5, 1), step) for r in samples[s] if r["prompt_ids"] == row["prompt_ids"]
+            ]
+            assert any(r["response_ids"][: len(prefix)] == prefix for r in earlier)
 
 
 # ---------------------------------------------------------------- everything at once: ramp, cut, refills, failures

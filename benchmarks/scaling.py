@@ -1,0 +1,178 @@
+"""Computes docs/scaling.md: what each source of prefixes costs at scale, by a roofline model and no measurement.
+
+Example:
+    python -m benchmarks.scaling    # writes docs/scaling.md
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+FOLDER = Path(__file__).parent
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Model:
+    """A dense decoder. `params` without unit; `kv_bytes` a token, in bf16."""
+
+    name: str
+    params: float
+    kv_bytes: float
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An H200: bytes a second of its memory, dense bf16 operations a second, bytes a second to the host."""
+
+    bandwidth: float = 4.8e12
+    flops: float = 990e12
+    host: float = 50e9
+    memory: float = 141e9
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training step's shape; lengths in tokens, prefixes uniform from 1 to half of a response."""
+
+    prompts: int = 512
+    samples: int = 8
+    prompt_tokens: int = 512
+    response_tokens: int = 4096
+    mixed_share: float = 0.5
+    lag: int = 16
+    every: int = 4
+    dataset: int = 17_000
+
+    @property
+    def mixed(self) -> float:
+        return self.prompts * self.samples * self.mixed_share
+
+    @property
+    def longest_prefix(self) -> float:
+        return self.response_tokens / 2
+
+    @property
+    def prefix_tokens(self) -> float:
+        return self.mixed * self.longest_prefix / 2
+
+
+EFFICIENCY = 0.4
+"""Share of peak bandwidth in decoding and of peak operations in training that a run reaches."""
+OVERHEAD = 2e-3
+"""Seconds of one decoding step besides the GPU's work."""
+MODELS = (
+    Model("0.6B", 0.6e9, 28 * 8 * 128 * 2 * 2),
+    Model("1.7B", 1.7e9, 28 * 8 * 128 * 2 * 2),
+    Model("4B", 4.0e9, 36 * 8 * 128 * 2 * 2),
+    Model("8B", 8.2e9, 36 * 8 * 128 * 2 * 2),
+    Model("14B", 14.8e9, 40 * 8 * 128 * 2 * 2),
+    Model("32B", 32.8e9, 64 * 8 * 128 * 2 * 2),
+    Model("70B", 70.6e9, 80 * 8 * 128 * 2 * 2),
+)
+GPUS = (8, 64, 512)
+
+
+class Cost:
+    """Seconds and bytes of one step of `run` with `model` on `gpus` GPUs of kind `gpu`."""
+
+    def __init__(self, model: Model, gpus: int, run: Run, gpu: Gpu) -> None:
+        self.model, self.gpus, self.run, self.gpu = model, gpus, run, gpu
+        # As few GPUs a replica as hold the weights in a third of their memory.
+        needed = 2 * model.params / (gpu.memory / 3)
+        self.tp = next(size for size in (1, 2, 4, 8) if size >= needed or size == 8)
+
+    def decode(self, sequences: float, tokens: float, context: float) -> float:
+        """Seconds to decode `tokens` tokens one after another, for `sequences` sequences spread over all GPUs."""
+        bandwidth, flops = self.tp * self.gpu.bandwidth * EFFICIENCY, self.tp * self.gpu.flops * EFFICIENCY
+        local = max(sequences / (self.gpus / self.tp), 1)
+        memory = (2 * self.model.params + local * context * self.model.kv_bytes) / bandwidth
+        return tokens * (max(memory, 2 * self.model.params * local / flops) + OVERHEAD)
+
+    @property
+    def generation(self) -> float:
+        run = self.run
+        return self.decode(run.prompts * run.samples, run.response_tokens, run.prompt_tokens + run.response_tokens / 2)
+
+    @property
+    def training(self) -> float:
+        """Old log-probs (2 operations a parameter and token) and update (6)."""
+        tokens = self.run.prompts * self.run.samples * (self.run.prompt_tokens + self.run.response_tokens)
+        return 8 * self.model.params * tokens / (self.gpus * self.gpu.flops * EFFICIENCY)
+
+    @property
+    def step(self) -> float:
+        return self.generation + self.training
+
+    @property
+    def lookahead(self) -> float:
+        """One token more for each prefix; the rest is what the mixed samples no longer decode."""
+        return self.generation * self.run.mixed / (self.run.prompts * self.run.samples * self.run.response_tokens)
+
+    @property
+    def load(self) -> float:
+        """Seconds to bring a snapshot from the host into every replica: each GPU its share, in fp32 as trained."""
+        return 4 * self.model.params / (self.tp * self.gpu.host)
+
+    @property
+    def write(self) -> float:
+        """Seconds to write a snapshot, by one worker, spread over the steps between two."""
+        return 4 * self.model.params / self.gpu.host / self.run.every
+
+    @property
+    def prefixes(self) -> float:
+        """Seconds to sample the prefixes on all GPUs."""
+        run = self.run
+        return self.decode(run.mixed, run.longest_prefix, run.prompt_tokens + run.longest_prefix / 2)
+
+    @property
+    def colocated(self) -> float:
+        """Wake, load, sample, sleep: nothing overlaps."""
+        swap = 2 * 2 * self.model.params / (self.tp * self.gpu.host)
+        return swap + self.load + self.prefixes + self.write
+
+    @property
+    def standalone_gpus(self) -> float:
+        """GPUs of its own that finish the prefixes within the step that they overlap with."""
+        for replicas in range(1, self.gpus // self.tp + 1):
+            small = Cost(self.model, replicas * self.tp, self.run, self.gpu)
+            if small.prefixes + small.load <= self.step:
+                return replicas * self.tp
+        return self.gpus
+
+
+def snapshots_kept(run: Run) -> int:
+    """As `SnapshotSettings.needed` says."""
+    from recipe.soup.settings import SnapshotSettings
+
+    return SnapshotSettings(every=run.every).needed(run.lag)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=FOLDER.parent / "docs" / "scaling.md")
+    args = parser.parse_args()
+    run, gpu = Run(), Gpu()
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        (FOLDER / "scaling.md.j2").read_text()
+    )
+    lags = (1, 4, 16, 64, 256)
+    text = template.render(
+        run=run,
+        gpu=gpu,
+        efficiency=EFFICIENCY,
+        overhead=OVERHEAD,
+        costs=[[Cost(model, gpus, run, gpu) for gpus in GPUS] for model in MODELS],
+        kept=snapshots_kept(run),
+        bank=[(lag, run.prefix_tokens * lag, 8 * run.prefix_tokens * lag / GB) for lag in lags],
+        replay=(run.dataset * run.samples * run.mixed_share * run.longest_prefix / 2),
+        fits=lambda cost: 16 * cost.model.params + 2 * cost.model.params <= 0.9 * cost.gpus * gpu.memory,
+    )
+    args.output.write_text(text)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
