@@ -55,8 +55,7 @@ def _table(result: dict[str, Any]) -> str:
     pairs = len(result["seconds"]["step"])
     rows = [
         f"## {result['source']}\n",
-        f"`python -m benchmarks.step_cost {result['source']} --block-length {result['block_length']}`, {pairs} counted "
-        f"pairs of blocks, on {result['machine']}.\n",
+        f"`{result['command']}`: {pairs} counted pairs of blocks, on {result['machine']}.\n",
         "| phase | unmixed, s | mixed / unmixed | 95 % interval |\n|---|---|---|---|",
     ]
     for phase, values in result["seconds"].items():

@@ -111,14 +111,17 @@ def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str
     }
 
 
-def run(source: str, blocks: int, block_length: int, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """One run of alternating blocks; returns what was measured."""
+def run(
+    source: str, blocks: int, block_length: int, folder: Path, preset: Sequence[str], shown: Sequence[str]
+) -> dict[str, Any]:
+    """One run of alternating blocks with the overrides `preset` and `shown`; returns what was measured."""
     folder.mkdir(parents=True, exist_ok=True)
     experiment = f"step_cost_{source}"
     arguments = [
         *("algorithm=soup", f"algorithm.soup.source={source}", f"trainer.experiment_name={experiment}"),
         *("algorithm.soup.mixed_share=0.5", f"trainer.total_training_steps={blocks * block_length}"),
-        *overrides,
+        *preset,
+        *shown,
     ]
     environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(block_length)}
     environ.setdefault("VERL_FILE_LOGGER_ROOT", "runs")
@@ -129,8 +132,7 @@ def run(source: str, blocks: int, block_length: int, folder: Path, overrides: Se
     [path] = folder.glob(f"runs/*/{experiment}.jsonl")
     return {
         "source": source,
-        "block_length": block_length,
-        "overrides": list(overrides),
+        "command": " ".join(["python -m benchmarks.step_cost", source, f"--block-length {block_length}", *shown]),
         "machine": machine(),
         **measure(read_metrics(path), block_length),
     }
@@ -140,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Further arguments (key=value) go to verl. With any, the CPU example's own settings stay in front.",
+        epilog="Further arguments (key=value) go to verl, after the CPU example's own.",
     )
     parser.add_argument("source", nargs="?", choices=SOURCES, help="where prefixes come from")
     parser.add_argument("--blocks", type=int, default=14, help="an even number; the first pair is not counted")
@@ -153,8 +155,8 @@ def main() -> None:
     if not args.render_only:
         if args.source is None:
             parser.error("which source?")
-        overrides = [*(() if args.no_example else CPU), *overrides]
-        result = run(args.source, args.blocks, args.block_length, args.folder, overrides)
+        preset = () if args.no_example else CPU
+        result = run(args.source, args.blocks, args.block_length, args.folder, preset, overrides)
         args.results.mkdir(parents=True, exist_ok=True)
         (args.results / f"step_cost_{args.source}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(render(args.results))

@@ -86,8 +86,8 @@ class SoupTrainer(PPOTrainerSync):
         if self.history is not None:
             model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder
             return SnapshotSource(self.settings, facts, self._fetch_prompts, self.history, model, folder)
-        classes = {"lookahead": LookaheadSource, "replay": ReplaySource}
-        # Without mixing any source is the same.
+        mixes = self.settings.mixed_share > 0
+        classes = {"lookahead": LookaheadSource, "replay": ReplaySource} if mixes else {}
         return classes.get(self.settings.source, PrefixSource)(self.settings, facts, self._fetch_prompts)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
@@ -98,6 +98,8 @@ class SoupTrainer(PPOTrainerSync):
 
         def harvest_and_clear(partition_id: str, uids: set[str]) -> None:
             # Groups that verl filters out hosted seeds for other prompts, which have nothing to do with the filter.
+            for uid in uids:
+                self._visits.pop(uid, None)
             tags = replay_buffer.partitions[partition_id]
             keys = [key for key in tags if key.split("_")[0] in uids]
             if partition_id == "train" and keys:
@@ -177,7 +179,8 @@ class SoupTrainer(PPOTrainerSync):
         self._harvest(data, batch.tags)
         if self.source.wants_responses:
             self.source.keep(finished_samples(data, batch.tags, self._visits))
-            self._visits.clear()
+            for uid in set(data["uid"]):
+                self._visits.pop(uid, None)
         rows = self._train_rows(data)
         metrics.update(train_metrics(rows))
         metrics.update(self.source.metrics())

@@ -1,9 +1,12 @@
 """The arithmetic of the benchmarks, and that their reports can be drawn."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.report import ratio, render
 from benchmarks.scaling import MODELS, Cost, Gpu, Run
@@ -35,7 +38,7 @@ def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
 def test_ratio_of_neighbouring_blocks_without_their_edges() -> None:
     metrics = blocks(1.2)
     counted = pairs(metrics, 7, "timing_s/step")
-    assert counted == [(2.0, 2.4), (3.0, 3.6)]  # the first pair is not counted
+    assert counted == [pytest.approx((2.0, 2.4)), pytest.approx((3.0, 3.6))]  # the first pair is not counted
     assert ratio([list(pair) for pair in counted]) == pytest.approx((1.2, 1.2, 1.2))
     measured = measure(metrics, 7)
     assert set(measured["seconds"]) == {"step", "gen"}
@@ -51,7 +54,7 @@ def test_the_interval_holds_the_median_and_grows_with_the_noise() -> None:
 
 def test_a_report_of_all_sources(tmp_path: Path) -> None:
     for source, costs in (("lookahead", 1.03), ("replay", 0.97)):
-        result = {"source": source, "block_length": 7, "overrides": [], "machine": "a laptop"}
+        result = {"source": source, "command": "python -m x", "machine": "a laptop"}
         text = json.dumps({**result, **measure(blocks(costs), 7)})
         (tmp_path / f"step_cost_{source}.json").write_text(text)
     text = render(tmp_path)
@@ -79,3 +82,44 @@ def test_the_document_is_the_one_that_the_script_writes(tmp_path: Path, monkeypa
     scaling.main()
     document = Path(__file__).parents[2] / "docs" / "scaling.md"
     assert (tmp_path / "scaling.md").read_text() == document.read_text()
+
+
+def test_the_gpu_benchmark_composes_and_is_accepted(
+    tmp_path: Path, composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every argument that benchmarks/gpu.sh gives, up to the point at which a GPU is needed."""
+    from recipe.soup.refusals import check_config
+
+    calls = tmp_path / "calls"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" END >> {calls}\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+    subprocess.run([script, "snapshot", "algorithm.soup.lag=2"], check=True)
+    made, benchmark, exact, verified, _ = calls.read_text().split("END\n")
+    assert "benchmarks.random_model" in made
+    assert "recipe.soup.verify" in verified
+    model = next(line.split("=")[1] for line in exact.splitlines() if "model.path" in line)
+    random_model(tmp_path / "model", monkeypatch)
+    for call in (benchmark, exact):
+        overrides = [line.replace(model, str(tmp_path / "model")) for line in call.splitlines() if "=" in line]
+        config = composed("algorithm=soup", *[line for line in overrides if line != "algorithm=soup"])
+        check_config(config)
+        assert config.algorithm.soup.lag == 2
+
+
+def random_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import random_model as script
+
+    arguments = [str(folder), "--layers", "1", "--hidden", "64", "--heads", "2", "--vocabulary", "300"]
+    monkeypatch.setattr("sys.argv", ["random_model", *arguments])
+    script.main()
+
+
+def test_every_token_of_the_random_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model(tmp_path, monkeypatch)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == AutoConfig.from_pretrained(tmp_path).vocab_size == 300
+    assert len(tokenizer("\n")["input_ids"]) == 1
+    assert tokenizer.decode(tokenizer("3 5 7=22:")["input_ids"]) == "3 5 7=22:"
