@@ -50,7 +50,7 @@ def main() -> None:
         eos_token_id=1,
         pad_token_id=0,
     )
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model = Qwen3ForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(args.folder)
     build_tokenizer(args.vocabulary).save_pretrained(args.folder)
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters in {args.folder}")

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import wrapt
@@ -70,17 +70,19 @@ def alternate(trainer: Any) -> None:
 
 
 def pairs(metrics: dict[int, dict[str, float]], block_length: int, key: str) -> list[tuple[float, float]]:
-    """Medians of a metric over each unmixed block and the mixed one that follows it; steps without it are left out.
+    """Medians of a metric over each mixed block, and before it those of its unmixed neighbours (their mean).
 
-    The first pair is not counted: engines still compile.
+    With the neighbours on both sides, a machine that gets slower or faster does not show. The first two blocks are not
+    counted: engines still compile.
     """
     blocks: dict[int, list[float]] = {}
     first, last = EDGES[0], block_length - EDGES[1]
     for step, values in metrics.items():
-        if key in values and first <= (step - 1) % block_length < last:
+        if key in values and first <= (step - 1) % block_length < last and step > 2 * block_length:
             blocks.setdefault((step - 1) // block_length, []).append(values[key])
-    counted = [i for i in sorted(blocks) if i % 2 == 0 and i >= 2 and i + 1 in blocks]
-    return [(median(blocks[i]), median(blocks[i + 1])) for i in counted]
+    medians = {block: median(values) for block, values in blocks.items()}
+    counted = [block for block in medians if block % 2 == 1]
+    return [(fmean(medians[i] for i in (b - 1, b + 1) if i in medians), medians[b]) for b in sorted(counted)]
 
 
 def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def main() -> None:
         epilog="Further arguments (key=value) go to verl, after the CPU example's own.",
     )
     parser.add_argument("source", nargs="?", choices=SOURCES, help="where prefixes come from")
-    parser.add_argument("--blocks", type=int, default=14, help="an even number; the first pair is not counted")
+    parser.add_argument("--blocks", type=int, default=15, help="an odd number; the first two are not counted")
     parser.add_argument("--block-length", type=int, default=8, help="steps in a block, at least 4")
     parser.add_argument("--folder", type=Path, default=Path("runs/step_cost"), help="where the runs write")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures go")

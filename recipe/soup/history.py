@@ -16,11 +16,6 @@ from verl_ext.historical_policy.snapshots import Snapshot
 WEIGHTS_FOLDER = "past_weights"
 
 
-def needs_replicas(settings: SoupSettings) -> bool:
-    """Whether the run has a historical policy of its own."""
-    return settings.source == "snapshot" and settings.mixed_share > 0
-
-
 class HistoricalReplicas:
     """The source's engine. Made before verl's workers, which must learn to write snapshots; started after them.
 
@@ -50,6 +45,11 @@ class HistoricalReplicas:
             pool=trainer.resource_pool_manager.get_resource_pool(role),
         )
         self._policy.start()
+
+    @property
+    def own_gpus(self) -> int:
+        """GPUs that nobody else uses."""
+        return sum(replica.world_size for replica in self.replicas) if self._settings.placement == "standalone" else 0
 
     @property
     def replicas(self) -> list[RolloutReplica]:

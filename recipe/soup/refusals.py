@@ -16,6 +16,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from recipe.soup.settings import parse_settings, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
+from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
+from verl_ext.historical_policy.snapshots import INDEX_FILE
 
 AGENT_NAME = "soup_agent"
 TRAINER_MODE = "soup"
@@ -38,9 +40,9 @@ def check_config(config: DictConfig) -> None:
         raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
     _check_model(config)
     _check_data(config)
-    if settings.mixed_share > 0 and settings.source == "snapshot":
+    if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
-    if settings.mixed_share > 0 and (settings.lag > 0 or settings.source != "lookahead"):
+    if settings.mixes:
         _check_resume(config, settings.source)
 
 
@@ -134,18 +136,13 @@ def _check_resume(config: DictConfig, source: str) -> None:
         folder = root / f"global_step_{tracker.read_text().strip()}"
     else:
         return
+    advice = "start anew with trainer.resume_mode=disable in a folder of its own."
     if not (folder / BANK_FILE).exists():
-        raise refuse(
-            key,
-            folder,
-            f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost; resume a SOUP "
-            "checkpoint, or start anew with trainer.resume_mode=disable in a folder of its own.",
-        )
+        lost = f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost"
+        raise refuse(key, folder, f"{lost}; resume a SOUP checkpoint, or {advice}")
     written_by = read_source(folder)
     if written_by != source:
-        raise refuse(
-            "algorithm.soup.source",
-            source,
-            f"the checkpoint {folder} holds the prefixes of source={written_by}; go on with that, or start anew with "
-            "trainer.resume_mode=disable in a folder of its own.",
-        )
+        other = f"the checkpoint {folder} holds the prefixes of source={written_by}"
+        raise refuse("algorithm.soup.source", source, f"{other}; go on with that, or {advice}")
+    if source == "snapshot" and not (folder / SNAPSHOT_FOLDER / INDEX_FILE).exists():
+        raise refuse(key, folder, f"this checkpoint has no {SNAPSHOT_FOLDER}, so past weights are lost; {advice}")

@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 SOURCES = ("lookahead", "snapshot", "replay")
 DISTRIBUTIONS = ("uniform", "fixed", "whole")
 POLICIES = ("lagged", "pool", "base", "best")
+BY_AGE = ("lagged", "pool")
 STORAGES = ("memory", "disk")
 PLACEMENTS = ("colocated", "standalone")
 EVICTIONS = ("oldest", "log_spaced")
@@ -76,6 +77,12 @@ class SoupSettings:
     """Old log-probs of the loss: those of the policy that sampled each token."""
     snapshot: SnapshotSettings = field(default_factory=SnapshotSettings)
     """Only for `source=snapshot`."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a run with these settings ever trains on a prefix."""
+        by_lag = self.source == "lookahead" or (self.source == "snapshot" and self.snapshot.policy == "lagged")
+        return self.mixed_share > 0 and (self.lag > 0 or not by_lag)
 
 
 def refuse(key: str, value: object, why: str) -> SystemExit:
@@ -153,12 +160,18 @@ def _check_snapshots(settings: SoupSettings) -> None:
     snapshot = settings.snapshot
     if snapshot.every < 1:
         raise refuse("algorithm.soup.snapshot.every", snapshot.every, "a snapshot is taken every 1 or more updates.")
+    if snapshot.policy == "lagged" and snapshot.eviction != "oldest":
+        raise refuse(
+            "algorithm.soup.snapshot.eviction",
+            snapshot.eviction,
+            "with policy=lagged the age would wander; use policy=pool, or eviction=oldest.",
+        )
     needed = snapshot.needed(settings.lag)
     if snapshot.keep is None:
         snapshot.keep = needed
     if snapshot.keep < 1:
         raise refuse("algorithm.soup.snapshot.keep", snapshot.keep, "keep at least 1.")
-    if snapshot.policy == "lagged" and snapshot.eviction == "oldest" and snapshot.keep < needed:
+    if snapshot.policy == "lagged" and snapshot.keep < needed:
         raise refuse(
             "algorithm.soup.snapshot.keep",
             snapshot.keep,

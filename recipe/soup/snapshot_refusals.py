@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipe.soup.settings import POLICIES, SnapshotSettings, refuse
-from verl_ext.historical_policy.snapshots import from_checkpoint
+from verl_ext.historical_policy.snapshots import checkpoint_files
 
 SETTINGS = "algorithm.soup.snapshot"
 
@@ -21,6 +21,14 @@ def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
     if (model.get("lora_rank", 0) or lora.get("rank", 0)) and not lora.get("merge", False):
         key = "actor_rollout_ref.model.lora.merge"
         raise refuse(key, False, "a snapshot holds whole weights, so adapters must be merged; set it to True.")
+    if model.get("lora_adapter_path"):
+        key = "actor_rollout_ref.model.lora_adapter_path"
+        raise refuse(
+            key, model.lora_adapter_path, "version 0 must be the model itself; merge the adapter into it first."
+        )
+    if settings.policy == "best" and config.trainer.test_freq <= 0:
+        key = "trainer.test_freq"
+        raise refuse(key, config.trainer.test_freq, "snapshot.policy=best needs validations; set how often, in steps.")
     _check_weights("actor_rollout_ref.model.path", str(model.path))
     if settings.policy not in POLICIES:
         key, path = f"{SETTINGS}.policy", settings.policy
@@ -35,7 +43,7 @@ def _check_weights(key: str, path: str) -> None:
     """Weights on this machine are looked at; the hub is asked later, where the model is."""
     if Path(path).expanduser().exists():
         try:
-            from_checkpoint(path)
+            checkpoint_files(path)
         except FileNotFoundError as error:
             raise refuse(key, path, str(error)) from None
 

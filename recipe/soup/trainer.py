@@ -3,6 +3,7 @@
 verl imports this module right after its own trainers, in the process that runs the training loop.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from verl.utils.device import get_device_name
 
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
 from recipe.soup.algorithm import soup_loss
-from recipe.soup.history import HistoricalReplicas, needs_replicas
+from recipe.soup.history import HistoricalReplicas
 from recipe.soup.metrics import TrainRows, means_of_loss_sums, train_metrics
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
@@ -31,7 +32,7 @@ from recipe.soup.settings import parse_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource, RunFacts
 from recipe.soup.sources.lookahead import LookaheadSource
 from recipe.soup.sources.replay import ReplaySource
-from recipe.soup.sources.snapshot import SnapshotSource
+from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER, SnapshotSource
 from verl_ext.health import RolloutWatchdog, handshake
 
 CPU_POLL_SECONDS = 0.05
@@ -63,7 +64,8 @@ class SoupTrainer(PPOTrainerSync):
         self._dumped_partition: str | None = None
         self._visits: dict[str, tuple[int, Any]] = {}
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
-        self.history = HistoricalReplicas(config, self.settings) if needs_replicas(self.settings) else None
+        past_weights = self.settings.mixes and self.settings.source == "snapshot"
+        self.history = HistoricalReplicas(config, self.settings) if past_weights else None
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
@@ -86,8 +88,7 @@ class SoupTrainer(PPOTrainerSync):
         if self.history is not None:
             model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder
             return SnapshotSource(self.settings, facts, self._fetch_prompts, self.history, model, folder)
-        mixes = self.settings.mixed_share > 0
-        classes = {"lookahead": LookaheadSource, "replay": ReplaySource} if mixes else {}
+        classes = {"lookahead": LookaheadSource, "replay": ReplaySource} if self.settings.mixes else {}
         return classes.get(self.settings.source, PrefixSource)(self.settings, facts, self._fetch_prompts)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
@@ -98,8 +99,6 @@ class SoupTrainer(PPOTrainerSync):
 
         def harvest_and_clear(partition_id: str, uids: set[str]) -> None:
             # Groups that verl filters out hosted seeds for other prompts, which have nothing to do with the filter.
-            for uid in uids:
-                self._visits.pop(uid, None)
             tags = replay_buffer.partitions[partition_id]
             keys = [key for key in tags if key.split("_")[0] in uids]
             if partition_id == "train" and keys:
@@ -114,6 +113,9 @@ class SoupTrainer(PPOTrainerSync):
         if self.history is not None:
             # Now the current policy's engine sleeps, so a colocated one finds room.
             self.history.start(self)
+            if self.global_steps > 0:
+                # verl saves a checkpoint before the end of its step, at which this version would have been kept.
+                self.source.updated(self.global_steps)
         super().on_init_end()
         self._install_loss()
 
@@ -164,6 +166,9 @@ class SoupTrainer(PPOTrainerSync):
             self.source.updated(self.global_steps)
         super().on_step_end()
 
+    def _get_n_gpus_for_throughput(self) -> int:
+        return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)
+
     def _validate(self) -> dict[str, float]:
         metrics = super()._validate()
         scores = [value for key, value in metrics.items() if key.startswith("val-core/") and "/mean@" in key]
@@ -179,8 +184,7 @@ class SoupTrainer(PPOTrainerSync):
         self._harvest(data, batch.tags)
         if self.source.wants_responses:
             self.source.keep(finished_samples(data, batch.tags, self._visits))
-            for uid in set(data["uid"]):
-                self._visits.pop(uid, None)
+            self._visits.clear()
         rows = self._train_rows(data)
         metrics.update(train_metrics(rows))
         metrics.update(self.source.metrics())
@@ -240,6 +244,9 @@ class SoupTrainer(PPOTrainerSync):
         # Before verl's part, which ends by declaring the checkpoint complete.
         self.source.save(folder)
         super()._save_checkpoint()
+        for outlived in folder.parent.glob(f"global_step_*/{SNAPSHOT_FOLDER}"):
+            if not (outlived.parent / "actor").exists():  # verl keeps `max_actor_ckpt_to_keep`
+                shutil.rmtree(outlived)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()

@@ -14,10 +14,10 @@ from benchmarks.step_cost import measure, pairs
 
 
 def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
-    """Six blocks of seven steps; mixed ones cost so many times their neighbour, and edges are wild."""
+    """Seven blocks of seven steps; mixed ones cost so many times their neighbours, and edges are wild."""
     metrics = {0: {"val-core/countdown/acc/mean@16": 0.1}}
-    for block in range(6):
-        speed = 1.0 + block // 2  # the machine gets slower with every pair
+    for block in range(7):
+        speed = 1.0 + block  # the machine gets slower all the time
         for place in range(7):
             edge = place < 2 or place == 6
             seconds = 100.0 if edge else speed * (mixed_costs if block % 2 else 1.0)
@@ -38,7 +38,7 @@ def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
 def test_ratio_of_neighbouring_blocks_without_their_edges() -> None:
     metrics = blocks(1.2)
     counted = pairs(metrics, 7, "timing_s/step")
-    assert counted == [pytest.approx((2.0, 2.4)), pytest.approx((3.0, 3.6))]  # the first pair is not counted
+    assert counted == [pytest.approx((4.0, 4.8)), pytest.approx((6.0, 7.2))]  # the first two blocks are not
     assert ratio([list(pair) for pair in counted]) == pytest.approx((1.2, 1.2, 1.2))
     measured = measure(metrics, 7)
     assert set(measured["seconds"]) == {"step", "gen"}
@@ -58,8 +58,8 @@ def test_a_report_of_all_sources(tmp_path: Path) -> None:
         text = json.dumps({**result, **measure(blocks(costs), 7)})
         (tmp_path / f"step_cost_{source}.json").write_text(text)
     text = render(tmp_path)
-    assert "| whole step | 2.500 | 1.030 | 1.030 to 1.030 |" in text
-    assert "| generation | 5.000 | 0.970 | 0.970 to 0.970 |" in text
+    assert "| whole step | 5.000 | 1.030 | 1.030 to 1.030 |" in text
+    assert "| generation | 10.000 | 0.970 | 0.970 to 0.970 |" in text
     assert (tmp_path / "step_cost.png").stat().st_size > 10_000
     assert (tmp_path / "step_cost.md").read_text().startswith("# What")
 

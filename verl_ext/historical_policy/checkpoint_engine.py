@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load, load_file
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 from verl.utils.device import get_device_id
+from verl.utils.fs import copy_to_local
 
-from verl_ext.historical_policy.snapshots import Snapshot, write_tensors
+from verl_ext.historical_policy.snapshots import Snapshot, checkpoint_files, write_tensors
 
 BACKEND = "snapshot"
 
@@ -25,7 +26,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):
     """Weights as safetensors shards, in files or in Ray's object store.
 
     Args:
-        bucket_size: bytes of a shard, and of memory that reading takes.
+        bucket_size: bytes of a shard.
         is_master: this training worker writes; the others only take part in the gathering of the tensors.
         folder: for the files of snapshots, readable by every node; None keeps them in Ray's object store.
     """
@@ -59,8 +60,8 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         self, global_steps: int | None = None
     ) -> AsyncGenerator[tuple[str, torch.Tensor], None]:
         assert self._snapshot is not None, "point_at comes first"
-        device = get_device_id()
-        for shard in self._snapshot.shards:
+        device, origin = get_device_id(), self._snapshot.origin
+        for shard in self._snapshot.shards if origin is None else checkpoint_files(copy_to_local(origin)):
             tensors = load_file(shard) if isinstance(shard, Path) else load(await shard)
             for name, tensor in tensors.items():
                 yield name, tensor.to(device)
@@ -80,4 +81,5 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         return None
 
     def finalize(self) -> None:
+        """Let go of the snapshot, which may be given up while its weights are still in use."""
         self._snapshot = None

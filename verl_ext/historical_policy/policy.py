@@ -138,27 +138,29 @@ class HistoricalPolicy:
         return self._thread.submit(asyncio.run, self._sample(snapshot, list(prompts), list(max_tokens)))
 
     async def _sample(self, snapshot: Snapshot, prompts: list[Any], max_tokens: list[int]) -> list[TokenOutput | None]:
-        if self._sleeps:
-            await asyncio.gather(*(replica.wake_up() for replica in self.replicas))
-        if snapshot != self._loaded:
-            await self._load(snapshot)
-        prompt_ids = await self._prompt_ids(prompts)
-        servers = cycle([replica.server_handle for replica in self.replicas])
-        answers = await asyncio.gather(
-            *(
-                next(servers).generate.remote(
-                    prompt_ids=ids,
-                    sampling_params={**self._sampling_params(), "max_tokens": tokens},
-                    request_id=uuid4().hex,
-                )
-                for ids, tokens in zip(prompt_ids, max_tokens, strict=True)
-            ),
-            return_exceptions=True,
-        )
-        await self._rest()
+        try:
+            if self._sleeps:
+                await asyncio.gather(*(replica.wake_up() for replica in self.replicas))
+            if snapshot != self._loaded:
+                await self._load(snapshot)
+            answers = await self._generate(await self._prompt_ids(prompts), max_tokens)
+        finally:
+            await self._rest()
         if answers and all(isinstance(answer, BaseException) for answer in answers):
             raise cast(BaseException, answers[0])
         return [answer if isinstance(answer, TokenOutput) and answer.token_ids else None for answer in answers]
+
+    async def _generate(self, prompt_ids: list[list[int]], max_tokens: list[int]) -> list[Any]:
+        servers = cycle([replica.server_handle for replica in self.replicas])
+        requests = (
+            next(servers).generate.remote(
+                prompt_ids=ids,
+                sampling_params={**self._sampling_params(), "max_tokens": tokens},
+                request_id=uuid4().hex,
+            )
+            for ids, tokens in zip(prompt_ids, max_tokens, strict=True)
+        )
+        return await asyncio.gather(*requests, return_exceptions=True)
 
     async def _load(self, snapshot: Snapshot) -> None:
         """Stream the weights into every replica; verl's server then drops its prefix cache."""
@@ -171,6 +173,7 @@ class HistoricalPolicy:
         )
         self._loaded = None
         await asyncio.gather(*group.update_weights(global_steps=snapshot.version))
+        await asyncio.gather(*group.execute_checkpoint_engine(["finalize"] * len(workers)))
         self._loaded = snapshot
 
     def _sampling_params(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Past weights: what a snapshot is, which ones are kept, and how they outlive the run. Imports no verl."""
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,15 @@ class Snapshot:
 
     Attributes:
         version: number of updates that made them, or `FOREIGN`.
-        shards: safetensors, each a file or an object in Ray's store.
+        shards: safetensors, each a file that all nodes see or an object in Ray's store.
         nbytes: of all shards.
+        origin: in place of shards, a checkpoint that each node finds for itself (`from_checkpoint`).
     """
 
     version: int
     shards: tuple[Path | ObjectRef, ...]
     nbytes: int
+    origin: str | None = None
 
 
 def write_tensors(
@@ -65,7 +68,13 @@ def write_tensors(
 
 
 def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:
-    """The weights of a model folder, of a verl checkpoint that holds one, or of a model on the hub.
+    """The weights of a checkpoint; nothing is read yet. See `checkpoint_files` for what it may be."""
+    folder = Path(path).expanduser()
+    return Snapshot(version, (), 0, origin=str(folder.absolute()) if folder.exists() else path)
+
+
+def checkpoint_files(path: str) -> list[Path]:
+    """The safetensors files of a model folder, of a verl checkpoint that holds one, or of a model on the hub.
 
     Args:
         path: a folder with safetensors files; a verl checkpoint (`global_step_8`, or `actor` in it) that was saved
@@ -78,8 +87,14 @@ def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:
     if not root.exists():
         root = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     for folder in (root, root / "huggingface", root / "actor" / "huggingface"):
-        if files := sorted(folder.glob("*.safetensors")):
-            return Snapshot(version, tuple(files), sum(file.stat().st_size for file in files))
+        files = sorted(folder.glob("*.safetensors"))
+        index = folder / "model.safetensors.index.json"
+        if index.exists():  # other files lie beside them in some repositories
+            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        elif (folder / "model.safetensors").exists():
+            files = [folder / "model.safetensors"]
+        if files:
+            return files
     raise FileNotFoundError(
         f"{path} holds no *.safetensors: save checkpoints with `hf_model` in actor_rollout_ref.actor.checkpoint."
         "save_contents, or convert this one with `python -m verl.model_merger merge`."
@@ -122,6 +137,7 @@ class SnapshotStore:
         self._by_version: dict[int, Snapshot] = {}
         self.named: dict[str, Snapshot] = {}
         self.notes: dict[str, float] = {}
+        self._held: Snapshot | None = None
         for leftover in folder.glob("version_*/*.safetensors") if folder is not None else ():
             leftover.unlink()  # of a run that was killed; checkpoints have links or copies of their own
 
@@ -143,6 +159,12 @@ class SnapshotStore:
         if former is not None:
             self._discard(former)
 
+    def hold(self, snapshot: Snapshot) -> None:
+        """Keep the files of a snapshot that is in use, whatever else happens to it, until another one is held."""
+        former, self._held = self._held, snapshot
+        if former is not None:
+            self._discard(former)
+
     def __getitem__(self, version: int) -> Snapshot:
         return self._by_version[version]
 
@@ -161,20 +183,24 @@ class SnapshotStore:
 
     def _discard(self, snapshot: Snapshot) -> None:
         """Delete the files of a snapshot that nothing refers to; Ray frees its objects by itself."""
-        if snapshot in self._all() or self._folder is None:
+        if snapshot in (*self._all(), self._held) or self._folder is None:
             return
         for shard in snapshot.shards:
             if isinstance(shard, Path) and shard.is_relative_to(self._folder):
                 shard.unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:
-        """Write everything into a checkpoint's folder; files on the same file system are linked, not copied."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write everything into a checkpoint's folder; files on the same file system are linked, not copied.
+
+        The folder is this method's own: what lies there is replaced.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         named = {name: snapshot.version for name, snapshot in self.named.items()}
         index = {"versions": self.versions, "named": named, "notes": self.notes}
         for snapshot in set(self._all()):
             target = folder / f"version_{snapshot.version}"
-            target.mkdir(exist_ok=True)
+            target.mkdir()
             for i, shard in enumerate(snapshot.shards):
                 _link_or_write(shard, target / f"{i:05d}.safetensors")
         (folder / INDEX_FILE).write_text(json.dumps(index))

@@ -106,7 +106,7 @@ class PrefixSource:
     @property
     def mixes(self) -> bool:
         """Whether this run mixes at all."""
-        return self.settings.mixed_share > 0
+        return self.settings.mixes
 
     def lengths(self, ordinal: int) -> list[int]:
         """Prefix lengths of the prompt at this place in the data, one for each of its mixed samples."""

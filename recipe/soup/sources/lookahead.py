@@ -17,12 +17,8 @@ class LookaheadSource(PrefixSource):
     """Prefixes that were sampled `lag` updates before their prompt is trained on, by the current policy's engine."""
 
     def __init__(self, settings: SoupSettings, facts: RunFacts, fetch: Fetch) -> None:
-        lag = settings.lag if settings.mixed_share > 0 else 0
+        lag = settings.lag if settings.mixes else 0
         super().__init__(settings, facts, fetch, lag, settings.warm_start)
-
-    @property
-    def mixes(self) -> bool:
-        return self.queue.lag > 0
 
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
         prefixes = super()._prefixes(chunk, step)

@@ -13,7 +13,7 @@ import numpy as np
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
-from recipe.soup.settings import SoupSettings
+from recipe.soup.settings import BY_AGE, SoupSettings
 from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
 from recipe.soup.sources.queue import Chunk, target_version
 from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, SnapshotStore, from_checkpoint
@@ -38,7 +38,8 @@ class SnapshotSource(PrefixSource):
     """Prefixes for the next step, from one past version a step.
 
     Standalone, they are sampled while this step generates and trains; colocated, in between, when the current
-    policy's engine has gone to sleep.
+    policy's engine has gone to sleep. A refill of filtered groups takes prompts of the next step: standalone, it waits
+    for their prefixes; colocated, it is not mixed.
 
     Args:
         engine: see `HistoricalEngine`.
@@ -55,7 +56,7 @@ class SnapshotSource(PrefixSource):
         base_model: str,
         folder: Path | None,
     ) -> None:
-        super().__init__(settings, facts, fetch, lookahead=1 if settings.mixed_share > 0 else 0)
+        super().__init__(settings, facts, fetch, lookahead=1 if settings.mixes else 0)
         self._engine = engine
         assert settings.snapshot.keep is not None
         self.store = SnapshotStore(settings.snapshot.keep, settings.snapshot.eviction, folder)
@@ -71,6 +72,7 @@ class SnapshotSource(PrefixSource):
         self._choose: Callable[[int], Snapshot | None] = choices.get(policy, lambda step: foreign)
         self._orders: list[SeedOrder] = []
         self._served: Snapshot | None = None
+        self._best_awaited = False
         self._sampling: Future[list[Any]] | None = None
         self._waited = 0.0
 
@@ -87,41 +89,48 @@ class SnapshotSource(PrefixSource):
 
     def updated(self, step: int) -> None:
         """Keep every `every`-th version that a later step may use."""
-        by_age = self.settings.snapshot.policy in ("lagged", "pool")
+        by_age = self.settings.snapshot.policy in BY_AGE
         if self.mixes and by_age and step % self.settings.snapshot.every == 0 and step < self.facts.last_step:
             self.store.add(self._engine.take_snapshot(step))
 
     def validated(self, step: int, score: float) -> None:
-        """Keep the best version."""
-        if not self.mixes or self.settings.snapshot.policy != BEST or score <= self.store.notes.get(BEST, -np.inf):
-            return
-        self.store.notes[BEST] = score
-        if step > 0:
-            self.store.name(BEST, self._engine.take_snapshot(step))
+        """Remember the best score; its weights are taken when the rollout engine sleeps, before the next update."""
+        if self.mixes and self.settings.snapshot.policy == BEST and score > self.store.notes.get(BEST, -np.inf):
+            self.store.notes[BEST] = score
+            self._best_awaited = step > 0
 
     # ------------------------------------------------------------------ its prefixes
 
     def order(self, step: int, rows: list[PromptOrders]) -> None:
+        """Standalone, the next step's prefixes are sampled from now on."""
+        if self.settings.snapshot.placement == "standalone":
+            self._order(step)
+            self._submit()
+
+    def generated(self, step: int) -> None:
+        """Colocated, this is the moment to sample, for prompts that no refill has taken."""
+        if self._best_awaited:
+            self._best_awaited = False
+            self.store.name(BEST, self._engine.take_snapshot(step - 1))
+        if self.settings.snapshot.placement == "colocated":
+            self._order(step)
+            self._submit()
+            self._collect()
+
+    def _order(self, step: int) -> None:
         """Choose the next step's historical policy, and note the prefixes that it shall sample."""
         self.queue.top_up(step, self._next_chunk)
         snapshot = self._choose(step + 1)
         if snapshot is None or snapshot.version >= step:
             return
         self._served = snapshot
+        self.store.hold(snapshot)
         for chunk, row in self.queue.due(step):
             ordinal = chunk.first_ordinal + row
             present = self.bank.slots(ordinal)
             missing = {slot: n for slot, n in enumerate(chunk.lengths[row]) if slot not in present}
             if missing:
                 self._orders.append(SeedOrder(ordinal, chunk.messages[row], missing, self.settings.on_eos))
-        if self.settings.snapshot.placement == "standalone":
-            self._submit()
-
-    def generated(self, step: int) -> None:
-        """Colocated, this is the moment to sample."""
-        if self.settings.snapshot.placement == "colocated":
-            self._submit()
-            self._collect()
 
     def _submit(self) -> None:
         if self._orders and self._served is not None:

@@ -1,6 +1,7 @@
 """Snapshots: what is kept, in which form, and what survives a restart. Ray's object store is a dictionary here."""
 
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,14 @@ from safetensors.torch import load, load_file, save_file
 
 from verl_ext.historical_policy import snapshots
 from verl_ext.historical_policy.checkpoint_engine import BACKEND, SnapshotCheckpointEngine
-from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, SnapshotStore, from_checkpoint, surplus
+from verl_ext.historical_policy.snapshots import (
+    FOREIGN,
+    Snapshot,
+    SnapshotStore,
+    checkpoint_files,
+    from_checkpoint,
+    surplus,
+)
 
 
 class Reference:
@@ -178,6 +186,26 @@ def test_a_checkpoint_outlives_its_run(on_disk: bool, tmp_path: Path) -> None:
     assert load((checkpoint / "version_2" / "00000.safetensors").read_bytes())["w"].tolist() == [2.0] * 3
 
 
+def test_a_checkpoint_that_is_written_again_holds_nothing_of_the_former_one(tmp_path: Path) -> None:
+    for weights, bucket in (({name: torch.ones(2) for name in "abcd"}, 1), ({"a": torch.zeros(2)}, 100)):
+        store = SnapshotStore(2)
+        store.add(write(None, 4, weights, bucket))
+        store.save(tmp_path / "checkpoint")
+    resumed = SnapshotStore(2)
+    resumed.load(tmp_path / "checkpoint")
+    assert {name: tensor.tolist() for name, tensor in read(resumed[4]).items()} == {"a": [0.0, 0.0]}
+
+
+def test_files_in_use_stay_until_others_are(tmp_path: Path) -> None:
+    store = SnapshotStore(1, folder=tmp_path)
+    store.add(write(tmp_path, 1))
+    store.hold(store[1])
+    store.add(write(tmp_path, 2))
+    assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"version_1", "version_2"}
+    store.hold(store[2])
+    assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"version_2"}
+
+
 class TestCheckpoints:
     @pytest.mark.parametrize("inside", [".", "huggingface", "actor/huggingface"])
     def test_a_model_folder_or_a_verl_checkpoint(self, inside: str, tmp_path: Path) -> None:
@@ -190,4 +218,15 @@ class TestCheckpoints:
 
     def test_without_safetensors_it_says_what_to_do(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="hf_model"):
-            from_checkpoint(str(tmp_path))
+            checkpoint_files(str(tmp_path))
+
+    def test_what_the_index_does_not_name_is_not_the_model(self, tmp_path: Path) -> None:
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        for name in [*names, "consolidated.safetensors"]:
+            save_file({name: torch.zeros(1)}, tmp_path / name)
+        index = {"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert [path.name for path in checkpoint_files(str(tmp_path))] == names
+        (tmp_path / "model.safetensors.index.json").unlink()
+        save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+        assert [path.name for path in checkpoint_files(str(tmp_path))] == ["model.safetensors"]

@@ -55,11 +55,13 @@ def base(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def make(base: str, engine: Engine, lag: int = 3, warm_start: str = "fill", **snapshot: Any) -> SnapshotSource:
+def make(
+    base: str, engine: Engine, lag: int = 3, warm_start: str = "fill", share: float = 0.5, **snapshot: Any
+) -> SnapshotSource:
     chosen = SnapshotSettings(**{"every": 1, **snapshot})
     chosen.keep = chosen.keep or chosen.needed(lag)
     length = PrefixLengthSettings("fixed", 1, 4)
-    settings = SoupSettings("snapshot", lag, 0.5, length, warm_start, snapshot=chosen)
+    settings = SoupSettings("snapshot", lag, share, length, warm_start, snapshot=chosen)
     fetched = iter(range(0, 1000, 2))
 
     def fetch() -> tuple[None, list[Any], int]:
@@ -112,15 +114,18 @@ def test_base_is_version_0_and_needs_no_snapshot(base: str) -> None:
     assert engine.taken == []
 
 
-def test_best_is_the_best_validation_so_far(base: str) -> None:
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
+def test_best_is_the_best_validation_so_far(base: str, placement: str) -> None:
+    """Its weights are taken in the step after, before the update; standalone, that step has asked already."""
     engine = Engine()
-    source = make(base, engine, policy="best")
+    source = make(base, engine, policy="best", placement=placement)
     source.validated(0, 0.2)
     seen = []
     for number, score in enumerate([0.1, 0.3, 0.25, 0.4, 0.4, 0.1], start=1):
         seen.append(step(source, number))
         source.validated(number, score)
-    assert seen == [set(), {0}, {0}, {2}, {2}, {4}]
+    later = [{2}, {2}, {4}] if placement == "colocated" else [{0}, {2}, {2}]
+    assert seen == [set(), {0}, {0}, *later]
     assert engine.taken == [2, 4]
 
 
@@ -173,26 +178,42 @@ def test_a_failing_engine_ends_the_run(base: str) -> None:
 
 
 @pytest.mark.parametrize("placement", ["colocated", "standalone"])
+def test_with_refills_as_many_samples_are_mixed_as_without(base: str, placement: str) -> None:
+    """Two prompts a step and two of a refill; four prefixes were sampled for each step."""
+    source = make(base, Engine(), lag=2, placement=placement)
+    for number in range(2, 7):
+        own = source.take(number)[1]
+        source.order(number, [PromptOrders() for _ in own])
+        refill = source.take(number)[1]
+        source.generated(number)
+        source.updated(number)
+        mixed = sum(map(len, own)), sum(map(len, refill))
+        if number > 2:  # colocated, they are sampled after the refill; standalone before it, which then gets them
+            assert mixed == ((4, 0) if placement == "colocated" else (0, 4))
+
+
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
 def test_a_resumed_run_has_the_prefixes_that_were_being_sampled(base: str, placement: str, tmp_path: Path) -> None:
-    whole, stopped = (make(base, Engine(), placement=placement) for _ in range(2))
+    """In verl's order: a checkpoint is saved before its own version would be kept."""
+    whole, stopped = (make(base, Engine(), lag=2, placement=placement) for _ in range(2))
     expected = [step(whole, number) for number in range(1, 9)]
-    for number in range(1, 6):
+    for number in range(1, 5):
         step(stopped, number)
-    stopped.store._by_version = {version: Snapshot(version, (), 10) for version in stopped.store.versions}
+    _, prefixes = stopped.take(5)
+    stopped.order(5, [PromptOrders() for _ in prefixes])
+    stopped.generated(5)
     stopped.save(tmp_path)
-    for version in stopped.store.versions:
-        (tmp_path / "soup_snapshots" / f"version_{version}").mkdir(exist_ok=True)
-    resumed = make(base, Engine(), placement=placement)
+    resumed = make(base, Engine(), lag=2, placement=placement)
     resumed.load(tmp_path)
     for _ in range(resumed._next_ordinal // 2):
         resumed._fetch()
+    resumed.updated(5)  # as the trainer does it when it resumes
     assert [step(resumed, number) for number in range(6, 9)] == expected[5:]
 
 
-def test_unmixed_it_does_nothing(base: str) -> None:
+@pytest.mark.parametrize(("share", "lag", "policy"), [(0.0, 3, "lagged"), (0.5, 0, "lagged"), (0.0, 3, "base")])
+def test_unmixed_it_does_nothing(base: str, share: float, lag: int, policy: str) -> None:
     engine = Engine()
-    source = make(base, engine)
-    source.settings.mixed_share = 0.0
-    source.queue.lag = 0
+    source = make(base, engine, lag, share=share, policy=policy)
     assert [step(source, number) for number in range(1, 5)] == [set()] * 4
     assert engine.taken == engine.calls == []
