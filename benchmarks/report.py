@@ -54,7 +54,7 @@ def render(folder: Path) -> str:
 def _table(result: dict[str, Any]) -> str:
     pairs = len(result["seconds"]["step"])
     rows = [
-        f"## {result['source']}\n",
+        f"## {result['label']}\n",
         f"`{result['command']}`: {pairs} counted pairs of blocks, on {result['machine']}.\n",
         "| phase | unmixed, s | mixed / unmixed | 95 % interval |\n|---|---|---|---|",
     ]
@@ -88,7 +88,7 @@ def _plot(results: list[dict[str, Any]], path: Path) -> None:
             if phase in result["seconds"]:
                 middle, low, high = ratio(result["seconds"][phase])
                 place = row + 0.2 * (i - (len(results) - 1) / 2)
-                label = result["source"] if row == 0 else None
+                label = result["label"] if row == 0 else None
                 error = [[middle - low], [high - middle]]
                 axes.errorbar(middle, place, xerr=error, fmt="o", color=f"C{i}", capsize=3, label=label)
     axes.axvline(1.0, color="0.4", linewidth=1)

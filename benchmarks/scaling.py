@@ -113,8 +113,8 @@ class Cost:
 
     @property
     def load(self) -> float:
-        """Seconds to bring a snapshot from the host into every replica: each GPU its share, in fp32 as trained."""
-        return 4 * self.model.params / (self.tp * self.gpu.host)
+        """Seconds to bring a snapshot, fp32 as trained, from the host to every GPU, each of which picks its share."""
+        return 4 * self.model.params / self.gpu.host
 
     @property
     def write(self) -> float:

@@ -10,6 +10,9 @@ Writes one JSON file a source into `--results`, then a table and a plot of all t
 Examples:
     python -m benchmarks.step_cost lookahead
     python -m benchmarks.step_cost snapshot algorithm.soup.snapshot.placement=standalone
+    python -m benchmarks.step_cost lookahead --label lookahead_long data.max_response_length=112 \\
+        algorithm.soup.prefix_length.max=56 actor_rollout_ref.rollout.max_model_len=128 \\
+        actor_rollout_ref.rollout.ignore_eos=true
     python -m benchmarks.step_cost --render-only
 """
 
@@ -114,11 +117,11 @@ def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str
 
 
 def run(
-    source: str, blocks: int, block_length: int, folder: Path, preset: Sequence[str], shown: Sequence[str]
+    source: str, label: str, blocks: int, block_length: int, folder: Path, preset: Sequence[str], shown: Sequence[str]
 ) -> dict[str, Any]:
     """One run of alternating blocks with the overrides `preset` and `shown`; returns what was measured."""
     folder.mkdir(parents=True, exist_ok=True)
-    experiment = f"step_cost_{source}"
+    experiment = f"step_cost_{label}"
     arguments = [
         *("algorithm=soup", f"algorithm.soup.source={source}", f"trainer.experiment_name={experiment}"),
         *("algorithm.soup.mixed_share=0.5", f"trainer.total_training_steps={blocks * block_length}"),
@@ -128,12 +131,12 @@ def run(
     environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(block_length)}
     environ.setdefault("VERL_FILE_LOGGER_ROOT", "runs")
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    print(f"{source}: {blocks * block_length} steps; progress in {folder / f'{source}.log'}", flush=True)
-    with (folder / f"{source}.log").open("w") as log:
+    print(f"{label}: {blocks * block_length} steps; progress in {folder / f'{label}.log'}", flush=True)
+    with (folder / f"{label}.log").open("w") as log:
         subprocess.run(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, check=True)
     [path] = folder.glob(f"runs/*/{experiment}.jsonl")
     return {
-        "source": source,
+        "label": label,
         "command": " ".join(["python -m benchmarks.step_cost", source, f"--block-length {block_length}", *shown]),
         "machine": machine(),
         **measure(read_metrics(path), block_length),
@@ -147,6 +150,7 @@ def main() -> None:
         epilog="Further arguments (key=value) go to verl, after the CPU example's own.",
     )
     parser.add_argument("source", nargs="?", choices=SOURCES, help="where prefixes come from")
+    parser.add_argument("--label", help="names the result; the source by default")
     parser.add_argument("--blocks", type=int, default=15, help="an odd number; the first two are not counted")
     parser.add_argument("--block-length", type=int, default=8, help="steps in a block, at least 4")
     parser.add_argument("--folder", type=Path, default=Path("runs/step_cost"), help="where the runs write")
@@ -158,9 +162,10 @@ def main() -> None:
         if args.source is None:
             parser.error("which source?")
         preset = () if args.no_example else CPU
-        result = run(args.source, args.blocks, args.block_length, args.folder, preset, overrides)
+        label = args.label or args.source
+        result = run(args.source, label, args.blocks, args.block_length, args.folder, preset, overrides)
         args.results.mkdir(parents=True, exist_ok=True)
-        (args.results / f"step_cost_{args.source}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (args.results / f"step_cost_{label}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(render(args.results))
 
 

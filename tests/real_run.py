@@ -20,6 +20,7 @@ COMMON = (
     "actor_rollout_ref.actor.optim.lr=3e-4",
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
+    "data.val_max_samples=32",
     "trainer.save_freq=1",
     "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     "trainer.rollout_data_dir=samples",

@@ -54,7 +54,7 @@ def test_the_interval_holds_the_median_and_grows_with_the_noise() -> None:
 
 def test_a_report_of_all_sources(tmp_path: Path) -> None:
     for source, costs in (("lookahead", 1.03), ("replay", 0.97)):
-        result = {"source": source, "command": "python -m x", "machine": "a laptop"}
+        result = {"label": source, "command": "python -m x", "machine": "a laptop"}
         text = json.dumps({**result, **measure(blocks(costs), 7)})
         (tmp_path / f"step_cost_{source}.json").write_text(text)
     text = render(tmp_path)
