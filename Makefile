@@ -37,7 +37,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 	$(RUN) algorithm=grpo
 	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
 
-test: check ## every check and test (about fifteen minutes on two cores)
+test: check ## every check and test (about seventeen minutes on two cores)
 	$(BIN)/python -m pytest
 
 check: install ## style and types
@@ -48,7 +48,7 @@ check: install ## style and types
 unit: install ## tests without Ray (about two minutes)
 	$(BIN)/python -m pytest -m "not real_run"
 
-real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about ten minutes)
+real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
 	$(BIN)/python -m pytest -m real_run
 
 clean: ## the environment and everything that runs wrote here
