@@ -17,7 +17,7 @@ from recipe.soup.settings import parse_settings, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
-from verl_ext.historical_policy.snapshots import INDEX_FILE
+from verl_ext.historical_policy.store import INDEX_FILE
 
 AGENT_NAME = "soup_agent"
 TRAINER_MODE = "soup"

@@ -1,7 +1,6 @@
-"""Past weights: what a snapshot is, which ones are kept, and how they outlive the run. Imports no verl."""
+"""Past weights: what a snapshot is, how it is written, and what else may serve as one. Imports no verl."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from safetensors.torch import save
 
 FOREIGN = -1
 """Version of weights that are not of this run."""
-INDEX_FILE = "snapshots.json"
-EVICTIONS = ("oldest", "log_spaced")
 
 
 @dataclass(frozen=True)
@@ -99,140 +96,3 @@ def checkpoint_files(path: str) -> list[Path]:
         f"{path} holds no *.safetensors: save checkpoints with `hf_model` in actor_rollout_ref.actor.checkpoint."
         "save_contents, or convert this one with `python -m verl.model_merger merge`."
     )
-
-
-def surplus(versions: list[int], keep: int, eviction: str) -> int | None:
-    """Which version to give up so that at most `keep` remain, or None if they fit.
-
-    Args:
-        versions: ascending.
-        eviction: `oldest`; or `log_spaced`, which gives up the version whose neighbours lie closest in the logarithm
-            of the age, so that ages end up about evenly spaced on a log scale. The newest and the oldest stay.
-    """
-    if len(versions) <= keep:
-        return None
-    if eviction == "oldest" or keep < 3:
-        return versions[0]
-    newest = versions[-1]
-    ages = [newest - version + 1 for version in versions]
-    gaps = [ages[i - 1] / ages[i + 1] for i in range(1, len(versions) - 1)]
-    return versions[1 + gaps.index(min(gaps))]
-
-
-class SnapshotStore:
-    """The snapshots of a run: those by age, of which at most `keep` stay, and those with a name, which all stay.
-
-    Args:
-        keep: at most so many by age, at least 1.
-        eviction: see `surplus`.
-        folder: of the files; nothing outside it is ever deleted. None: snapshots are in Ray's object store.
-
-    Attributes:
-        named: snapshots by name.
-        notes: numbers to remember with them, e.g. a score.
-    """
-
-    def __init__(self, keep: int, eviction: str = "oldest", folder: Path | None = None) -> None:
-        self._keep, self._eviction, self._folder = keep, eviction, folder
-        self._by_version: dict[int, Snapshot] = {}
-        self.named: dict[str, Snapshot] = {}
-        self.notes: dict[str, float] = {}
-        self._held: Snapshot | None = None
-        for leftover in folder.glob("version_*/*.safetensors") if folder is not None else ():
-            leftover.unlink()  # of a run that was killed; checkpoints have links or copies of their own
-
-    @property
-    def versions(self) -> list[int]:
-        """Those kept by age, ascending."""
-        return sorted(self._by_version)
-
-    def add(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot by age; may give up another one."""
-        self._by_version[snapshot.version] = snapshot
-        while (version := surplus(self.versions, self._keep, self._eviction)) is not None:
-            self._discard(self._by_version.pop(version))
-
-    def name(self, name: str, snapshot: Snapshot) -> None:
-        """Keep a snapshot under a name, in place of the one that had it."""
-        former = self.named.get(name)
-        self.named[name] = snapshot
-        if former is not None:
-            self._discard(former)
-
-    def hold(self, snapshot: Snapshot) -> None:
-        """Keep the files of a snapshot that is in use, whatever else happens to it, until another one is held."""
-        former, self._held = self._held, snapshot
-        if former is not None:
-            self._discard(former)
-
-    def __getitem__(self, version: int) -> Snapshot:
-        return self._by_version[version]
-
-    def youngest(self, at_most: int) -> Snapshot | None:
-        """The youngest snapshot kept by age whose version is at most `at_most`."""
-        older = [version for version in self.versions if version <= at_most]
-        return self._by_version[older[-1]] if older else None
-
-    @property
-    def nbytes(self) -> int:
-        """Of everything kept, files that other snapshots share counted once."""
-        return sum(snapshot.nbytes for snapshot in set(self._all()))
-
-    def _all(self) -> list[Snapshot]:
-        return [*self._by_version.values(), *self.named.values()]
-
-    def _discard(self, snapshot: Snapshot) -> None:
-        """Delete the files of a snapshot that nothing refers to; Ray frees its objects by itself."""
-        if snapshot in (*self._all(), self._held) or self._folder is None:
-            return
-        for shard in snapshot.shards:
-            if isinstance(shard, Path) and shard.is_relative_to(self._folder):
-                shard.unlink(missing_ok=True)
-
-    def save(self, folder: Path) -> None:
-        """Write everything into a checkpoint's folder; files on the same file system are linked, not copied.
-
-        The folder is this method's own: what lies there is replaced.
-        """
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        named = {name: snapshot.version for name, snapshot in self.named.items()}
-        index = {"versions": self.versions, "named": named, "notes": self.notes}
-        for snapshot in set(self._all()):
-            target = folder / f"version_{snapshot.version}"
-            target.mkdir()
-            for i, shard in enumerate(snapshot.shards):
-                _link_or_write(shard, target / f"{i:05d}.safetensors")
-        (folder / INDEX_FILE).write_text(json.dumps(index))
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the checkpoint's own files stay as they are."""
-        index = json.loads((folder / INDEX_FILE).read_text())
-        snapshots: dict[int, Snapshot] = {}
-        for version in {*index["versions"], *index["named"].values()}:
-            files = sorted((folder / f"version_{version}").glob("*.safetensors"))
-            shards = tuple(self._own(file, version) for file in files)
-            snapshots[version] = Snapshot(version, shards, sum(file.stat().st_size for file in files))
-        self._by_version = {version: snapshots[version] for version in index["versions"]}
-        self.named = {name: snapshots[version] for name, version in index["named"].items()}
-        self.notes = index["notes"]
-
-    def _own(self, file: Path, version: int) -> Path | ObjectRef:
-        if self._folder is None:
-            return ray.put(file.read_bytes())
-        target = self._folder / f"version_{version}" / file.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_write(file, target)
-        return target
-
-
-def _link_or_write(shard: Path | ObjectRef, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    if isinstance(shard, Path):
-        try:
-            target.hardlink_to(shard)
-            return
-        except OSError:  # another file system
-            target.write_bytes(shard.read_bytes())
-    else:
-        target.write_bytes(ray.get(shard))

@@ -16,7 +16,8 @@ from recipe.soup.prefixes import Prefix, tokens_to_ask_for
 from recipe.soup.settings import BY_AGE, SoupSettings
 from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
 from recipe.soup.sources.queue import Chunk, target_version
-from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, SnapshotStore, from_checkpoint
+from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, from_checkpoint
+from verl_ext.historical_policy.store import SnapshotStore
 
 SNAPSHOT_FOLDER = "soup_snapshots"
 BEST = "best"

@@ -12,16 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save_file
 
-from verl_ext.historical_policy import snapshots
+from verl_ext.historical_policy import snapshots, store
 from verl_ext.historical_policy.checkpoint_engine import BACKEND, SnapshotCheckpointEngine
-from verl_ext.historical_policy.snapshots import (
-    FOREIGN,
-    Snapshot,
-    SnapshotStore,
-    checkpoint_files,
-    from_checkpoint,
-    surplus,
-)
+from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, checkpoint_files, from_checkpoint
+from verl_ext.historical_policy.store import SnapshotStore, surplus
 
 
 class Reference:
@@ -39,6 +33,7 @@ class Reference:
 def ray_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(put=Reference, get=lambda reference: reference.value)
     monkeypatch.setattr(snapshots, "ray", fake)
+    monkeypatch.setattr(store, "ray", fake)
 
 
 def run(coroutine: Any) -> Any:
