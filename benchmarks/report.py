@@ -16,7 +16,7 @@ LABELS = {
     "adv": "advantage",
     "update_actor": "update",
     "update_weights": "weight sync",
-    "snapshot": "snapshot",
+    "save_checkpoint": "checkpoint",
 }
 
 
@@ -69,7 +69,7 @@ def _table(result: dict[str, Any]) -> str:
         f"{trained:.0f} trained tokens are historical; {result['extra_requests']:.0f} requests and "
         f"{result['extra_tokens']:.0f} tokens for prefixes; {result['spared_requests']:.0f} requests spared by "
         f"prefixes that are complete. Largest bank {result['bank_bytes'] / 1e3:.1f} kB, snapshots "
-        f"{result['snapshot_bytes'] / 1e6:.1f} MB.\n"
+        f"{result['snapshot_bytes'] / 1e6:.1f} MB, written in {result['snapshot_seconds']:.3f} s.\n"
     )
     return "\n".join(rows)
 
@@ -81,7 +81,7 @@ def _plot(results: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     phases = [phase for phase in LABELS if any(phase in result["seconds"] for result in results)]
-    phases = [phase for phase in phases if phase not in ("adv", "snapshot")]  # milliseconds
+    phases = [phase for phase in phases if phase != "adv"]  # milliseconds
     figure, axes = plt.subplots(figsize=(7, 0.5 + 0.7 * len(phases)), layout="constrained")
     for i, result in enumerate(results):
         for row, phase in enumerate(phases):

@@ -113,6 +113,7 @@ def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str
         "spared_requests": middle("soup/train/mixed/without_continuation"),
         "bank_bytes": largest("soup/bank/bytes"),
         "snapshot_bytes": largest("soup/snapshots/bytes"),
+        "snapshot_seconds": middle("timing_s/snapshot"),
     }
 
 

@@ -1,6 +1,7 @@
 """Starts `python -m verl.trainer.main_ppo` as a user would, and never leaves a process behind."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import time
@@ -86,6 +87,15 @@ class RealRun:
                 process.kill()
         self.process.wait()
         self._log.close()
+
+    def copy_checkpoints(self, folder: Path, up_to: int) -> None:
+        """Into another run's folder, as if this run had been killed after step `up_to`."""
+        copy = folder / "checkpoints"
+        shutil.copytree(self.checkpoints, copy)
+        for path in copy.glob("global_step_*"):
+            if int(path.name.removeprefix("global_step_")) > up_to:
+                shutil.rmtree(path)
+        (copy / "latest_checkpointed_iteration.txt").write_text(str(up_to))
 
     def metrics(self, experiment: str) -> dict[int, dict[str, float]]:
         """What verl's file logger wrote, by step."""

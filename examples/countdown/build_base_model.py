@@ -107,7 +107,7 @@ def main() -> None:
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
-    model.eval()
+    model.eval()  # torch's switch from training to sampling
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -88,7 +88,7 @@ def verify(
 
     comparisons = {"prefix": Comparison(), "continuation": Comparison()}
     for version, folder in sorted(folders.items()):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         for step, rows in steps.items():
             for row, log_probs in zip(rows, response_log_probs(model, rows, temperature), strict=True):
                 difference = np.abs(log_probs - np.array(row["old_log_probs"]))

@@ -31,6 +31,7 @@ def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
                 "soup/cost/seed_tokens": 350.0,
                 "soup/train/mixed/without_continuation": 7.0,
                 "soup/bank/bytes": 100.0 * place,
+                "timing_s/snapshot": 0.25,
             }
     return metrics
 
@@ -60,6 +61,7 @@ def test_a_report_of_all_sources(tmp_path: Path) -> None:
     text = render(tmp_path)
     assert "| whole step | 5.000 | 1.030 | 1.030 to 1.030 |" in text
     assert "| generation | 10.000 | 0.970 | 0.970 to 0.970 |" in text
+    assert "written in 0.250 s" in text
     assert (tmp_path / "step_cost.png").stat().st_size > 10_000
     assert (tmp_path / "step_cost.md").read_text().startswith("# What")
 

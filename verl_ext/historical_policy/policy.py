@@ -23,8 +23,6 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput, get_rollou
 from verl_ext.historical_policy.checkpoint_engine import BACKEND
 from verl_ext.historical_policy.snapshots import Snapshot
 
-PLACEMENTS = ("colocated", "standalone")
-
 
 def use_snapshots(config: DictConfig, folder: Path | None) -> None:
     """Make the training workers of this run able to write snapshots. Call it before they are created.

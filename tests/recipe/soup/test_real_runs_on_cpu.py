@@ -207,10 +207,7 @@ def test_a_resumed_run_goes_on_with_its_past_weights(
     snapshot: RealRun, tmp_path: Path, clean_environ: dict[str, str], countdown_dir: Path
 ) -> None:
     """The other placement and the other storage: on the trainer's own (logical) GPU, from files."""
-    shutil.copytree(snapshot.checkpoints, tmp_path / "checkpoints")
-    for step in (5, 6):
-        shutil.rmtree(tmp_path / "checkpoints" / f"global_step_{step}")
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("4")
+    snapshot.copy_checkpoints(tmp_path, up_to=4)
     colocated = ["algorithm.soup.snapshot.placement=colocated", "algorithm.soup.snapshot.storage=disk"]
     run = RealRun(tmp_path, clean_environ, *SNAPSHOT, *colocated, "trainer.resume_mode=auto")
     assert run.finish(STARTED + 60) == 0, run.log[-4000:]
@@ -329,10 +326,7 @@ def test_cut_prefixes_have_no_end_token_and_are_counted(rough: RealRun) -> None:
 def test_a_resumed_run_goes_on_with_its_prefixes_and_its_place_in_the_data(
     rough: RealRun, tmp_path: Path, clean_environ: dict[str, str], countdown_dir: Path
 ) -> None:
-    shutil.copytree(rough.checkpoints, tmp_path / "checkpoints")
-    for step in (5, 6, 7):
-        shutil.rmtree(tmp_path / "checkpoints" / f"global_step_{step}")
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("4")
+    rough.copy_checkpoints(tmp_path, up_to=4)
     bank, next_ordinal, _ = PrefixBank.load(tmp_path / "checkpoints" / "global_step_4" / "soup_bank.npz")
     assert len(bank) > 0
     # data.shuffle=false: prompt i of the run is problem i % 24.
