@@ -5,6 +5,8 @@ verl imports this module right after its own agent loops, wherever those run.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import uuid4
 
@@ -18,6 +20,8 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
 from recipe.soup.refusals import AGENT_NAME
+from recipe.soup.rows import SEEDS_KEY
+from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +44,6 @@ class _OnceEach(logging.Filter):
 logging.getLogger("verl.utils.tokenizer.continuous_token_wiring").addFilter(_OnceEach())
 
 ORDERS_KEY = "soup_orders"
-SEEDS_KEY = "soup_seeds"
 
 
 class SoupAgentLoopOutput(AgentLoopOutput):
@@ -92,6 +95,27 @@ class PrefixContinuation:
         return output
 
 
+@asynccontextmanager
+async def _requests(
+    client: LLMServerClient, prompt_ids: list[int], sampling_params: dict[str, Any]
+) -> AsyncIterator[Callable[..., Awaitable[TokenOutput]]]:
+    """A way to send requests with the same prompt.
+
+    All of them go to one server, whose prefix cache then holds the prompt. verl's `client.generate` would ask the load
+    balancer for each; on a laptop those calls cost as much as the tokens. But where verl syncs weights while requests
+    run, they must go through its client, which continues those that were interrupted.
+    """
+    if isinstance(client, VersionedLLMServerClient):
+        yield lambda **kwargs: client.generate(uuid4().hex, **kwargs)
+        return
+    request_id = uuid4().hex
+    server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids, sampling_params=sampling_params)
+    try:
+        yield lambda **kwargs: server.generate.remote(request_id=uuid4().hex, **kwargs)
+    finally:
+        client._release_server(server_id, request_id=request_id)
+
+
 @register(AGENT_NAME)
 class SoupAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn loop, on a client that knows the sample's prefix. Without orders it is verl's loop."""
@@ -124,37 +148,31 @@ class SoupAgentLoop(SingleTurnAgentLoop):
     def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[Seed]) -> SoupAgentLoopOutput:
         historical = prefix.versions if prefix is not None else []
         current = output.extra_fields["max_global_steps"]
-        versions = historical + [current] * (len(output.response_ids) - len(historical))
+        # Runs are there where weights may change in the middle of a response.
+        runs = output.extra_fields.pop(RUNS_KEY, [(current, len(output.response_ids) - len(historical))])
+        versions = historical + [version for version, tokens in runs for _ in range(tokens)]
         fields = {name: getattr(output, name) for name in output.model_fields_set}
         return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds)
 
     async def _seed(self, client: LLMServerClient, order: SeedOrder, sampling_params: dict[str, Any]) -> list[Seed]:
-        """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings.
-
-        All of them go to one server, whose prefix cache then holds the prompt. verl's `client.generate` would ask the
-        load balancer for each; on a laptop those calls cost as much as the tokens.
-        """
+        """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings."""
         prompt_ids = await self.ct_build_initial_tokens(list(order.messages))
-        request_id = uuid4().hex
-        server_id, server = await client._acquire_server(
-            request_id, prompt_ids=prompt_ids, sampling_params=sampling_params
-        )
+        async with _requests(client, prompt_ids, sampling_params) as request:
 
-        async def sample(slot: int, length: int) -> Seed | None:
-            tokens = tokens_to_ask_for(length, int(self.rollout_config.response_length))
-            params = {**sampling_params, "max_tokens": tokens}
-            output = await server.generate.remote(request_id=uuid4().hex, prompt_ids=prompt_ids, sampling_params=params)
-            if output.stop_reason == "aborted" or not output.token_ids:
-                return None
-            return Seed.from_answer(order, slot, length, output)
+            async def sample(slot: int, length: int) -> Seed | None:
+                tokens = tokens_to_ask_for(length, int(self.rollout_config.response_length))
+                params = {**sampling_params, "max_tokens": tokens}
+                outcomes = await asyncio.gather(
+                    *(request(prompt_ids=prompt_ids, sampling_params=params) for _ in range(order.candidates)),
+                    return_exceptions=True,
+                )
+                for outcome in outcomes:
+                    if isinstance(outcome, BaseException):
+                        logger.warning("A prefix for a later step was lost: %r", outcome)
+                answers = [o for o in outcomes if not isinstance(o, BaseException) and o.stop_reason != "aborted"]
+                answers = [answer for answer in answers if answer.token_ids]
+                kept_ids = prompt_ids if order.with_prompt else None
+                return Seed.from_answers(order, slot, length, answers, kept_ids) if answers else None
 
-        try:
-            outcomes = await asyncio.gather(
-                *(sample(slot, length) for slot, length in order.lengths.items()), return_exceptions=True
-            )
-        finally:
-            client._release_server(server_id, request_id=request_id)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                logger.warning("A prefix for a later step was lost: %r", outcome)
-        return [outcome for outcome in outcomes if isinstance(outcome, Seed)]
+            seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
+        return [seed for seed in seeds if seed is not None]

@@ -3,18 +3,22 @@
 verl imports this module right after `verl.trainer.ppo.core_algos`, in every process that computes a loss.
 """
 
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 from verl.trainer.ppo.core_algos import (
+    agg_loss,
     compute_grpo_outcome_advantage,
-    compute_policy_loss_vanilla,
     register_adv_est,
     register_policy_loss,
 )
 
-from recipe.soup.metrics import loss_sums
+from recipe.soup.loss_metrics import loss_sums
+from recipe.soup.losses.inputs import Clip, LossInputs
+from recipe.soup.losses.registry import RATIOS
+from recipe.soup.settings import SoupSettings
 
 
 @register_adv_est("soup")
@@ -22,6 +26,8 @@ def compute_soup_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GRPO's advantage over one group per prompt, mixed and pure samples together (our choice; the paper is silent).
+
+    Other baselines than `algorithm.soup.baseline=group` are put in its place afterwards, by the trainer.
 
     Args:
         token_level_rewards: (batch, response_length).
@@ -40,36 +46,84 @@ def compute_soup_advantage(
     )
 
 
+_micro_batch: ContextVar[tuple[SoupSettings, torch.Tensor]] = ContextVar("settings, and prefix of the micro-batch")
+"""What verl's seam for policy losses does not pass on; the prefix is bool, (batch, response_length)."""
+
+
 @register_policy_loss("soup")
-def compute_soup_policy_loss(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's clipped token loss. The old log-probs that enter it are the behaviour policy's (`ratios.py`)."""
-    return compute_policy_loss_vanilla(*args, **kwargs)
+def compute_soup_policy_loss(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The loss that `algorithm.soup.ratio` names, aggregated by verl; all tensors are (batch, response_length).
+
+    Args:
+        old_log_prob: what ratios are taken against (`losses/registry.py`).
+        rollout_is_weights: weight of each token, of verl's rollout correction and of `losses/token_weights.py`.
+
+    Returns:
+        the loss, and verl's metrics of a clipped loss.
+    """
+    settings, prefix = _micro_batch.get()
+    clip = clip_ranges(settings, config)
+    inputs = LossInputs(log_prob, old_log_prob, advantages, prefix, clip, settings.shaping_gamma)
+    outputs = RATIOS[settings.ratio].loss(inputs)
+    losses = outputs.losses if rollout_is_weights is None else outputs.losses * rollout_is_weights
+    loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
+    mask = response_mask.bool()
+    count = mask.sum().clamp(min=1)
+    return loss, {
+        "actor/pg_clipfrac": ((outputs.clipped_low | outputs.clipped_high) & mask).sum().item() / count.item(),
+        "actor/ppo_kl": ((old_log_prob - log_prob).detach() * mask).sum().item() / count.item(),
+        "actor/pg_clipfrac_lower": (outputs.clipped_dual & mask).sum().item() / count.item(),
+    }
+
+
+def clip_ranges(settings: SoupSettings, config: Any) -> Clip:
+    """The clip ranges of verl's actor, with those of the prefix where it has its own."""
+    low = config.clip_ratio_low if config.clip_ratio_low is not None else config.clip_ratio
+    high = config.clip_ratio_high if config.clip_ratio_high is not None else config.clip_ratio
+    own = settings.prefix_clip
+    return Clip(
+        low=low,
+        high=high,
+        prefix_low=low if own.low is None else own.low,
+        prefix_high=high if own.high is None else own.high,
+        dual=config.get("clip_ratio_c", 3.0),
+    )
 
 
 def soup_loss(
-    config: Any, model_output: dict[str, torch.Tensor], data: Any, dp_group: Any = None
+    config: Any, model_output: dict[str, torch.Tensor], data: Any, dp_group: Any = None, *, settings: SoupSettings
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """verl's whole actor loss, unchanged, plus sums by segment for the trainer's metrics.
+    """verl's whole actor loss, in which the policy loss learns where the prefix is, plus sums by segment.
 
     Args:
         config: verl's ActorConfig.
         model_output: nested `log_probs` over prompt and response.
         data: the micro-batch; carries `prefix_mask`, nested like `response_mask`.
+        settings: `algorithm.soup`.
     """
     from verl.utils.metric import AggregationType, Metric
     from verl.workers.utils.losses import ppo_loss
     from verl.workers.utils.padding import no_padding_2_padding
 
-    loss, metrics = ppo_loss(config, model_output, data, dp_group)
     rows = data.select("old_log_probs", "advantages", "response_mask", "prefix_mask").to_padded_tensor()
-    sums = loss_sums(
-        log_prob=no_padding_2_padding(model_output["log_probs"], data),
-        old_log_prob=rows["old_log_probs"],
-        advantages=rows["advantages"],
-        response_mask=rows["response_mask"],
-        prefix=rows["prefix_mask"].bool(),
-        clip_low=config.clip_ratio_low if config.clip_ratio_low is not None else config.clip_ratio,
-        clip_high=config.clip_ratio_high if config.clip_ratio_high is not None else config.clip_ratio,
-    )
+    prefix = rows["prefix_mask"].bool()
+    token = _micro_batch.set((settings, prefix))
+    try:
+        loss, metrics = ppo_loss(config, model_output, data, dp_group)
+    finally:
+        _micro_batch.reset(token)
+    with torch.no_grad():
+        log_prob = no_padding_2_padding(model_output["log_probs"], data).detach()
+        clip = clip_ranges(settings, config)
+        inputs = LossInputs(log_prob, rows["old_log_probs"], rows["advantages"], prefix, clip, settings.shaping_gamma)
+        sums = loss_sums(inputs, RATIOS[settings.ratio].loss(inputs), rows["response_mask"])
     metrics.update({key: Metric(value=value, aggregation=AggregationType.SUM) for key, value in sums.items()})
     return loss, metrics

@@ -60,6 +60,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
     lags = (rows.current_version - rows.policy_versions)[rows.prefix & (rows.policy_versions >= 0)]
     log_ratio = rows.current_log_probs - rows.behavior_log_probs
     prefix_ratio = log_ratio[rows.prefix].exp()
+    distance = divergence(log_ratio[rows.prefix])
     mismatch = log_ratio[continuation].abs()
     reward_mixed, reward_pure = _mean(rows.rewards[mixed]), _mean(rows.rewards[pure])
     both = bool(mixed.any() and pure.any())
@@ -76,6 +77,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/prefix/ratio_at_start/mean": _mean(prefix_ratio),
         "soup/train/prefix/ratio_at_start/min": _min(prefix_ratio),
         "soup/train/prefix/ratio_at_start/max": _max(prefix_ratio),
+        **{f"soup/train/prefix/{name}_at_start": value for name, value in distance.items()},
         "soup/train/prefix/entropy": _mean(rows.entropy[rows.prefix]),
         "soup/train/continuation/tokens": float(continuation.sum()),
         "soup/train/continuation/entropy": _mean(rows.entropy[continuation]),
@@ -85,8 +87,58 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/reward/mixed": reward_mixed,
         "soup/train/reward/pure": reward_pure,
         "soup/train/reward/mixed_minus_pure": reward_mixed - reward_pure if both else 0.0,
+        **entropy_by_position(rows),
         "soup/train/groups_with_signal": groups_with_signal(rows.rewards[samples], _select(rows.uids, samples)),
     }
+
+
+def divergence(log_ratio: torch.Tensor) -> dict[str, float]:
+    """How far two policies are apart on the tokens that one of them sampled.
+
+    Args:
+        log_ratio: (tokens,), log pi - log mu on tokens that mu sampled.
+
+    Returns:
+        Schulman's estimators `kl_k1` and `kl_k3` of KL(mu || pi), in nats, and `effective_sample_size` of weights
+        pi/mu as a share of the tokens, in (0, 1]; zeros without tokens.
+    """
+    log_ratio = log_ratio.double()
+    ratio = log_ratio.exp()
+    squares = (ratio**2).sum().item()
+    return {
+        "kl_k1": _mean(-log_ratio),
+        "kl_k3": _mean(ratio - 1 - log_ratio),
+        "effective_sample_size": ratio.sum().item() ** 2 / (squares * len(ratio)) if squares else 0.0,
+    }
+
+
+def entropy_by_position(rows: TrainRows) -> dict[str, float]:
+    """Entropy in nats per token in each quarter of the response, mixed and pure samples together."""
+    lengths = rows.response_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    quarter = 4 * torch.arange(rows.response_mask.size(1)) // lengths
+    return {
+        f"soup/train/entropy/quarter_{i + 1}": _mean(rows.entropy[rows.response_mask & (quarter == i)])
+        for i in range(4)
+    }
+
+
+LAG_BUCKETS = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, None))
+"""First and last lag of each, in updates."""
+
+
+def lag_metrics(rows: TrainRows) -> dict[str, float]:
+    """Prefix tokens by age, for runs in which ages differ."""
+    lags = rows.current_version - rows.policy_versions
+    own = rows.prefix & (rows.policy_versions >= 0)
+    metrics: dict[str, float] = {}
+    for first, last in LAG_BUCKETS:
+        name = f"soup/train/lag_{first}" + ("" if last == first else "_or_more" if last is None else f"_to_{last}")
+        bucket = own & (lags >= first) & ((lags <= last) if last is not None else True)
+        log_ratio = (rows.current_log_probs - rows.behavior_log_probs)[bucket]
+        metrics[f"{name}/tokens"] = float(bucket.sum())
+        metrics[f"{name}/ratio_at_start"] = _mean(log_ratio.exp())
+        metrics |= {f"{name}/{key}_at_start": value for key, value in divergence(log_ratio).items()}
+    return metrics
 
 
 def groups_with_signal(rewards: torch.Tensor, uids: Sequence[Hashable]) -> float:
@@ -99,44 +151,3 @@ def groups_with_signal(rewards: torch.Tensor, uids: Sequence[Hashable]) -> float
 
 def _select(items: Sequence[Hashable], mask: torch.Tensor) -> list[Hashable]:
     return [item for item, keep in zip(items, mask.tolist(), strict=True) if keep]
-
-
-def loss_sums(
-    log_prob: torch.Tensor,
-    old_log_prob: torch.Tensor,
-    advantages: torch.Tensor,
-    response_mask: torch.Tensor,
-    prefix: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> dict[str, float]:
-    """Sums over one micro-batch, by segment; the trainer divides by the count once all have been added up.
-
-    Args:
-        log_prob, old_log_prob, advantages, response_mask: (batch, response_length), as in the loss.
-        prefix: bool, (batch, response_length).
-        clip_low, clip_high: the loss's clip range around 1.
-
-    Returns:
-        per segment: the number of tokens, the sum of their ratios, and how many of them the clip holds back.
-    """
-    ratio = (log_prob - old_log_prob).detach().exp()
-    clipped = ((ratio > 1 + clip_high) & (advantages > 0)) | ((ratio < 1 - clip_low) & (advantages < 0))
-    sums: dict[str, float] = {}
-    for name, segment in (("prefix", prefix), ("continuation", ~prefix)):
-        mask = segment & response_mask.bool()
-        sums[f"soup/loss/{name}/tokens"] = float(mask.sum())
-        sums[f"soup/loss/{name}/ratio"] = float(ratio[mask].double().sum())
-        sums[f"soup/loss/{name}/clip_fraction"] = float(clipped[mask].sum())
-    return sums
-
-
-def means_of_loss_sums(sums: dict[str, float]) -> dict[str, float]:
-    """Turn added-up `loss_sums` into means by token; the number of tokens (per mini-batch) stays."""
-    means = {}
-    for name in ("prefix", "continuation"):
-        count = sums[f"soup/loss/{name}/tokens"]
-        means[f"soup/loss/{name}/tokens"] = count
-        for key in (f"soup/loss/{name}/ratio", f"soup/loss/{name}/clip_fraction"):
-            means[key] = sums[key] / count if count else 0.0
-    return means

@@ -1,5 +1,6 @@
 """What the trainer asks of one prompt's agent loops, and what they leave for the future. Imports no verl."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,16 @@ class SeedOrder:
         messages: its chat messages, as in verl's `raw_prompt`.
         lengths: tokens to sample, by slot.
         on_eos: what to do with a prefix that ends its response, `keep` or `cut`.
+        candidates: prefixes to sample for each slot; the one with the largest mean -log-prob is kept.
+        with_prompt: whether the prefixes shall come back with the prompt's token ids.
     """
 
     ordinal: int
     messages: Any
     lengths: dict[int, int]
     on_eos: str
+    candidates: int = 1
+    with_prompt: bool = False
 
 
 @dataclass
@@ -54,6 +59,8 @@ class Seed:
         slot: which of the prompt's samples gets the prefix.
         sampled: tokens that the engine had to sample for it.
         ended: the engine stopped by itself.
+        answers: requests that it took.
+        prompt_ids: the prompt's token ids, if they were asked for.
     """
 
     ordinal: int
@@ -61,18 +68,24 @@ class Seed:
     prefix: Prefix
     sampled: int
     ended: bool
+    answers: int = 1
+    prompt_ids: list[int] | None = None
 
     @classmethod
-    def from_answer(cls, order: SeedOrder, slot: int, length: int, answer: Any) -> "Seed":
-        """A seed of what the engine sampled.
+    def from_answers(
+        cls, order: SeedOrder, slot: int, length: int, answers: Sequence[Any], prompt_ids: list[int] | None = None
+    ) -> "Seed":
+        """A seed of what the engine sampled: of several candidates, the most surprising one.
 
         Args:
-            answer: verl's TokenOutput; `extra_fields["global_steps"]` is the version of the weights.
+            answers: verl's TokenOutput, at least one; `extra_fields["global_steps"]` is the version of the weights, or
+                `extra_fields["policy_runs"]` those of each run of tokens.
         """
-        ids, log_probs = list(answer.token_ids), list(answer.log_probs or [])
-        version = answer.extra_fields["global_steps"]
-        prefix = Prefix.from_sampled(ids, log_probs, version, length, order.on_eos)
-        return cls(order.ordinal, slot, prefix, sampled=len(ids), ended=len(ids) <= length)
+        prefixes = [_prefix(answer, length, order.on_eos) for answer in answers]
+        chosen = max(range(len(prefixes)), key=lambda i: prefixes[i].surprise)
+        sampled = sum(len(answer.token_ids) for answer in answers)
+        ended = len(answers[chosen].token_ids) <= length
+        return cls(order.ordinal, slot, prefixes[chosen], sampled, ended, len(answers), prompt_ids)
 
     def pack(self) -> dict[str, Any]:
         """As a plain dictionary: TransferQueue does not bring other objects back as what they were."""
@@ -87,3 +100,9 @@ class Seed:
         fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
         fields["runs"] = tuple((int(version), int(tokens)) for version, tokens in fields["runs"])
         return cls(**{**packed, "prefix": Prefix(**fields)})
+
+
+def _prefix(answer: Any, length: int, on_eos: str) -> Prefix:
+    ids, log_probs = list(answer.token_ids), list(answer.log_probs or [])
+    runs = answer.extra_fields.get("policy_runs") or [(answer.extra_fields["global_steps"], len(ids))]
+    return Prefix.from_sampled(ids, log_probs, runs, length, on_eos)

@@ -1,13 +1,11 @@
 """Historical prefixes, and the bank that keeps them until their prompt is trained on. Imports no verl."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-
-from recipe.soup.settings import PrefixLengthSettings
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,14 @@ class Prefix:
         """The largest version; of an empty prefix, 0."""
         return max((version for version, _ in self.runs), default=0)
 
+    @property
+    def surprise(self) -> float:
+        """Mean -log-prob of its tokens, in nats: an estimate of the entropy along it. Of an empty prefix, 0."""
+        return -float(self.log_probs.mean()) if len(self) else 0.0
+
     @classmethod
     def from_sampled(
-        cls, token_ids: list[int], log_probs: list[float], version: int, length: int, on_eos: str
+        cls, token_ids: list[int], log_probs: list[float], runs: Sequence[tuple[int, int]], length: int, on_eos: str
     ) -> "Prefix":
         """Cut a prefix of `length` tokens out of what the engine returned for `tokens_to_ask_for(length)`.
 
@@ -56,10 +59,12 @@ class Prefix:
         stop reason for both, and a model may have several end tokens.)
 
         Args:
+            runs: (version, tokens) of each run of tokens that one policy sampled, in order.
             on_eos: `keep` the end token, which makes the prefix a complete sample, or `cut` it.
         """
         ids, values = np.asarray(token_ids), np.asarray(log_probs)
-        return cls.from_response(ids, values, np.full(len(token_ids), version), length, on_eos)
+        versions = np.repeat([version for version, _ in runs], [tokens for _, tokens in runs])
+        return cls.from_response(ids, values, versions, length, on_eos)
 
     @classmethod
     def from_response(
@@ -89,25 +94,6 @@ def tokens_to_ask_for(length: int, response_length: int) -> int:
     A whole response has no further token.
     """
     return min(length + 1, response_length)
-
-
-def plan_lengths(
-    settings: PrefixLengthSettings, mixed_share: float, samples: int, seed: int, ordinal: int
-) -> list[int]:
-    """Prefix lengths in tokens, one for each mixed sample of a prompt; samples 0, 1, … are the mixed ones.
-
-    The number of mixed samples is `samples * mixed_share`, a fraction of it being drawn. The draw depends only on
-    the seed and on the prompt's place in the data order, so a resumed run draws the same.
-
-    Args:
-        samples: `rollout.n`.
-        ordinal: the prompt's place in the order of training, from 0.
-    """
-    rng = np.random.default_rng([seed, ordinal])
-    count = int(samples * mixed_share + rng.random())
-    assert settings.max is not None
-    low = settings.min if settings.distribution == "uniform" else settings.max
-    return rng.integers(low, settings.max, size=count, endpoint=True).tolist()
 
 
 class PrefixBank:

@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from recipe.soup.loss_refusals import check_loss
 from recipe.soup.settings import parse_settings, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
@@ -21,6 +22,7 @@ from verl_ext.historical_policy.store import INDEX_FILE
 
 AGENT_NAME = "soup_agent"
 TRAINER_MODE = "soup"
+ASYNC_TRAINER_MODE = "soup_colocate_async"
 ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -38,6 +40,12 @@ def check_config(config: DictConfig) -> None:
     temperature = config.actor_rollout_ref.rollout.temperature
     if temperature <= 0:
         raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
+    per_prefix, n = settings.samples_per_prefix, config.actor_rollout_ref.rollout.n
+    if n % per_prefix:
+        why = f"rollout.n={n} samples cannot be shared out evenly; use a divisor of it."
+        raise refuse("algorithm.soup.samples_per_prefix", per_prefix, why)
+    if settings.mixes:
+        check_loss(config, settings)
     _check_model(config)
     _check_data(config)
     if settings.mixes and settings.source == "snapshot":
@@ -50,7 +58,7 @@ _BIASED = "log-probs are recorded for the full distribution at the rollout's tem
 _TEMPERATURE = "ratios need log-probs at the rollout's temperature"
 RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
-    ("trainer.v1.trainer_mode", (TRAINER_MODE,), "asynchronous trainers are not supported yet"),
+    ("trainer.v1.trainer_mode", (TRAINER_MODE, ASYNC_TRAINER_MODE), "SOUP has trainers of its own"),
     (f"{ROLLOUT}.name", ("vllm",), "only vLLM is supported yet"),
     (f"{ROLLOUT}.top_p", (1.0,), _BIASED),
     (f"{ROLLOUT}.top_k", (-1, 0), _BIASED),
@@ -137,6 +145,9 @@ def _check_resume(config: DictConfig, source: str) -> None:
     else:
         return
     advice = "start anew with trainer.resume_mode=disable in a folder of its own."
+    if trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
+        lost = f"{folder} has a checkpoint, but with this trainer the prefixes of samples in flight are not in it"
+        raise refuse("trainer.v1.trainer_mode", ASYNC_TRAINER_MODE, f"{lost}; {advice}")
     if not (folder / BANK_FILE).exists():
         lost = f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost"
         raise refuse(key, folder, f"{lost}; resume a SOUP checkpoint, or {advice}")

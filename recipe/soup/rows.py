@@ -12,6 +12,8 @@ from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.sources.base import FinishedSample
 
+SEEDS_KEY = "soup_seeds"
+"""In `extra_fields` of a sample: the prefixes that it leaves for later steps."""
 _DUMPED: list[str] = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
 
 
@@ -38,19 +40,23 @@ def padded(nested: torch.Tensor, width: int) -> torch.Tensor:
     return F.pad(rows, (0, width - rows.size(1)))  # a negative pad cuts
 
 
-def finished_samples(data: Any, tags: list[dict], visits: dict[str, tuple[int, Any]]) -> Iterator[FinishedSample]:
+def finished_samples(
+    data: Any, tags: list[dict], log_probs: torch.Tensor, visits: dict[str, tuple[int, Any]]
+) -> Iterator[FinishedSample]:
     """The batch's samples without padding rows.
 
     Args:
         data: fetched fields of the batch.
+        log_probs: nested, each token's behaviour log-prob.
         visits: place in the order of training and chat messages of each prompt, by uid.
     """
-    fields = (data["responses"], data["rollout_log_probs"], data["policy_versions"])
+    fields = (data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
     rows = zip(tags, data["uid"], *(nested.unbind() for nested in fields), strict=True)
-    for tag, uid, token_ids, log_probs, versions in rows:
+    for tag, uid, token_ids, values, versions, scores in rows:
         if not tag.get("is_padding", False):
             ordinal, messages = visits[uid]
-            yield FinishedSample(messages, ordinal, token_ids.numpy(), log_probs.numpy(), versions.numpy())
+            reward = float(scores.sum())
+            yield FinishedSample(messages, ordinal, token_ids.numpy(), values.numpy(), versions.numpy(), reward)
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

@@ -1,20 +1,12 @@
-"""The keys under `algorithm.soup`, their defaults and their bounds. Imports no verl."""
+"""The keys under `algorithm.soup` and their defaults; `bounds.py` checks them. Imports no verl."""
 
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-SOURCES = ("lookahead", "snapshot", "replay")
-DISTRIBUTIONS = ("uniform", "fixed", "whole")
 POLICIES = ("lagged", "pool", "base", "best")
 BY_AGE = ("lagged", "pool")
-STORAGES = ("memory", "disk")
-PLACEMENTS = ("colocated", "standalone")
-EVICTIONS = ("oldest", "log_spaced")
-WARM_STARTS = ("pure", "fill", "ramp")
-ON_EOS = ("keep", "cut")
-RATIOS = ("behavior",)
 
 
 @dataclass
@@ -22,12 +14,53 @@ class PrefixLengthSettings:
     """How many tokens of a mixed sample come from the historical policy. The paper does not say; all our choice."""
 
     distribution: str = "uniform"
-    """`uniform`: from `min` to `max`, both included; `fixed`: always `max`; `whole`: the whole response, which is
-    trajectory-level mixing."""
-    min: int = 1
-    """Tokens, at least 1."""
-    max: int | None = None
-    """Tokens, at most `data.max_response_length - 1`; null: half of `data.max_response_length`."""
+    """`uniform`: from `min` to `max`, both included; `beta`: Beta(`alpha`, `beta`) stretched over the same range;
+    `fixed`: always `max`; `whole`: the whole response, which is trajectory-level mixing."""
+    unit: str = "tokens"
+    """Of `min` and `max`: `tokens`, or `fraction` of the prompt's typical response length."""
+    min: float | None = None
+    """At least 1 token; null: 1 token, or fraction 0."""
+    max: float | None = None
+    """At most `data.max_response_length - 1` tokens, or fraction 1; null: half of `data.max_response_length`, or
+    fraction 0.5."""
+    alpha: float = 2.0
+    """Of the beta distribution; above 0."""
+    beta: float = 2.0
+    """Of the beta distribution; above 0."""
+
+
+@dataclass
+class ScheduleSettings:
+    """How a value moves over training. The paper does not say; Prefix-RFT lowers its prefix share by cosine."""
+
+    shape: str = "constant"
+    """`constant`, or `linear` or `cosine` from the setting's own value to `end`."""
+    end: float | None = None
+    """The value after `steps`, in the setting's own unit; needed unless constant."""
+    steps: int | None = None
+    """Step at which `end` is reached; null: the run's last one."""
+    warmup: int = 0
+    """Over so many first steps the value rises linearly from 0."""
+
+
+@dataclass
+class Schedules:
+    """The settings that can move."""
+
+    mixed_share: ScheduleSettings = field(default_factory=ScheduleSettings)
+    prefix_length: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """Moves `prefix_length.max`."""
+    lag: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+
+@dataclass
+class ClipSettings:
+    """Clip range of the ratio on the prefix, around 1. The paper does not say whether the prefix has its own."""
+
+    low: float | None = None
+    """null: verl's `clip_ratio_low`; `inf`: none."""
+    high: float | None = None
+    """null: verl's `clip_ratio_high`; `inf`: none."""
 
 
 @dataclass
@@ -65,16 +98,43 @@ class SoupSettings:
     """Where prefixes come from."""
     lag: int = 16
     """Age of the historical policy in updates, at least 0. A lag longer than the run is only a longer warm start."""
+    lag_distribution: str = "fixed"
+    """`fixed`: always `lag`; `uniform`: drawn from 1 to `lag`; `geometric`: the same, with a probability that halves
+    every quarter of `lag`. Drawn per prompt with `lookahead`, per step with `snapshot`."""
     mixed_share: float = 0.5
     """Share of a prompt's samples that get a historical prefix, in [0, 1]; 0 is GRPO."""
+    samples_per_prefix: int = 1
+    """Samples of a prompt that continue the same prefix."""
     prefix_length: PrefixLengthSettings = field(default_factory=PrefixLengthSettings)
+    selection: str = "random"
+    """Which of the available prefixes is used: `random`; `failed` or `successful` (of `replay`ed responses, by
+    reward); `entropic`, the one with the largest mean -log-prob."""
+    candidates: int = 1
+    """Prefixes to sample for each one that `selection=entropic` uses; `replay` chooses among a visit's responses."""
+    schedules: Schedules = field(default_factory=Schedules)
     warm_start: str = "ramp"
     """What to do before the version `lag` updates ago exists: `pure` no mixing, `fill` version 0, `ramp` a growing
     lag."""
     on_eos: str = "keep"
     """A prefix that ended its response: `keep` it as the complete sample, or `cut` its end token."""
+    behavior_log_probs: str = "rollout"
+    """Who computes the prefix's behaviour log-probs: the `rollout` engine, or the `trainer`, once, while it holds the
+    weights that sampled them."""
     ratio: str = "behavior"
-    """Old log-probs of the loss: those of the policy that sampled each token."""
+    """How the prefix enters the loss; the names are those of `losses/registry.py`."""
+    shaping_gamma: float = 0.1
+    """Of the ratios `shaped` and `luffy`; above 0. LUFFY's value."""
+    prefix_clip: ClipSettings = field(default_factory=ClipSettings)
+    prefix_gradient: float = 1.0
+    """Share of a batch's prefix tokens that have a gradient, those with the highest entropy first; 1 all, 0 none."""
+    second_moment: float | None = None
+    """M2PO's budget: prefix tokens whose log-ratios drive the mean of their squares above it have no gradient; null:
+    no budget."""
+    loss_tokens: str = "all"
+    """What the loss is averaged over: `all` response tokens, or those that are `trained`, which leaves prefix tokens
+    without a gradient out of KL loss and entropy bonus as well."""
+    baseline: str = "group"
+    """What a reward is compared with; the names are those of `advantages.py`."""
     snapshot: SnapshotSettings = field(default_factory=SnapshotSettings)
     """Only for `source=snapshot`."""
 
@@ -82,7 +142,25 @@ class SoupSettings:
     def mixes(self) -> bool:
         """Whether a run with these settings ever trains on a prefix."""
         by_lag = self.source == "lookahead" or (self.source == "snapshot" and self.snapshot.policy == "lagged")
-        return self.mixed_share > 0 and (self.lag > 0 or not by_lag)
+        shares = (self.mixed_share, self.schedules.mixed_share.end or 0)
+        return max(shares) > 0 and (self.largest_lag > 0 or not by_lag)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some prefix tokens may have no gradient."""
+        return self.prefix_gradient < 1 or self.second_moment is not None
+
+    @property
+    def mixes_lags(self) -> bool:
+        """Whether prefixes of one run differ in age once it is warm."""
+        pool = self.source == "snapshot" and self.snapshot.policy == "pool"
+        drawn = self.lag_distribution != "fixed" or self.schedules.lag.shape != "constant"
+        return self.mixes and (pool or drawn or self.source == "replay")
+
+    @property
+    def largest_lag(self) -> int:
+        """Over the whole run, in updates."""
+        return max(self.lag, int(self.schedules.lag.end or 0))
 
 
 def refuse(key: str, value: object, why: str) -> SystemExit:
@@ -100,6 +178,8 @@ def parse_settings(config: DictConfig | None, response_length: int) -> SoupSetti
     Raises:
         SystemExit: an unknown key, a value of the wrong type or outside its bounds; one sentence.
     """
+    from recipe.soup.bounds import check_bounds
+
     known = OmegaConf.structured(SoupSettings)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(known, config or {}))
@@ -109,72 +189,5 @@ def parse_settings(config: DictConfig | None, response_length: int) -> SoupSetti
         reason = (error.msg or str(error)).splitlines()[0]
         raise refuse(key, value, f"{reason}; see `algorithm.soup` in recipe/soup/README.md.") from None
     assert isinstance(settings, SoupSettings)
-    _check_choices(settings)
-    _check_bounds(settings, response_length)
+    check_bounds(settings, response_length)
     return settings
-
-
-def _check_choices(settings: SoupSettings) -> None:
-    for key, value, choices in (
-        ("source", settings.source, SOURCES),
-        ("prefix_length.distribution", settings.prefix_length.distribution, DISTRIBUTIONS),
-        ("warm_start", settings.warm_start, WARM_STARTS),
-        ("on_eos", settings.on_eos, ON_EOS),
-        ("ratio", settings.ratio, RATIOS),
-        ("snapshot.eviction", settings.snapshot.eviction, EVICTIONS),
-        ("snapshot.storage", settings.snapshot.storage, STORAGES),
-        ("snapshot.placement", settings.snapshot.placement, PLACEMENTS),
-    ):
-        if value not in choices:
-            raise refuse(f"algorithm.soup.{key}", value, f"choose one of {', '.join(choices)}.")
-
-
-def _check_bounds(settings: SoupSettings, response_length: int) -> None:
-    if not 0.0 <= settings.mixed_share <= 1.0:
-        raise refuse("algorithm.soup.mixed_share", settings.mixed_share, "a share lies between 0 and 1.")
-    if settings.lag < 0:
-        raise refuse("algorithm.soup.lag", settings.lag, "a lag counts updates back in time; use 0 or more.")
-    _check_snapshots(settings)
-    length = settings.prefix_length
-    if length.distribution == "whole":
-        if settings.on_eos == "cut":
-            raise refuse("algorithm.soup.on_eos", "cut", "prefix_length.distribution=whole needs `keep`.")
-        length.max = response_length
-        return
-    if length.max is None:
-        length.max = max(response_length // 2, 1)
-    if settings.mixed_share > 0 and not 1 <= length.max <= response_length - 1:
-        raise refuse(
-            "algorithm.soup.prefix_length.max",
-            length.max,
-            f"a prefix has 1 to data.max_response_length - 1 = {response_length - 1} tokens, so that the current "
-            "policy has one left to write.",
-        )
-    if settings.mixed_share > 0 and not 1 <= length.min <= length.max:
-        raise refuse(
-            "algorithm.soup.prefix_length.min", length.min, f"use 1 to prefix_length.max = {length.max} tokens."
-        )
-
-
-def _check_snapshots(settings: SoupSettings) -> None:
-    snapshot = settings.snapshot
-    if snapshot.every < 1:
-        raise refuse("algorithm.soup.snapshot.every", snapshot.every, "a snapshot is taken every 1 or more updates.")
-    if snapshot.policy == "lagged" and snapshot.eviction != "oldest":
-        raise refuse(
-            "algorithm.soup.snapshot.eviction",
-            snapshot.eviction,
-            "with policy=lagged the age would wander; use policy=pool, or eviction=oldest.",
-        )
-    needed = snapshot.needed(settings.lag)
-    if snapshot.keep is None:
-        snapshot.keep = needed
-    if snapshot.keep < 1:
-        raise refuse("algorithm.soup.snapshot.keep", snapshot.keep, "keep at least 1.")
-    if snapshot.policy == "lagged" and snapshot.keep < needed:
-        raise refuse(
-            "algorithm.soup.snapshot.keep",
-            snapshot.keep,
-            f"with lag={settings.lag} and every={snapshot.every} the snapshot that is old enough would be gone; "
-            f"keep {needed} or more, or take them less often.",
-        )

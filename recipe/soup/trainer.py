@@ -1,4 +1,4 @@
-"""The trainer side: looks ahead in the data, hands out prefixes, and splices behaviour log-probs. Subclass of verl's.
+"""The trainers: look ahead in the data and hand out prefixes. Subclasses of verl's.
 
 verl imports this module right after its own trainers, in the process that runs the training loop.
 """
@@ -8,64 +8,54 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.device import get_device_name
 
-from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY
+from recipe.soup.agent_loop import ORDERS_KEY
 from recipe.soup.algorithm import soup_loss
 from recipe.soup.history import HistoricalReplicas
-from recipe.soup.metrics import TrainRows, means_of_loss_sums, train_metrics
-from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
-from recipe.soup.refusals import TRAINER_MODE
-from recipe.soup.rows import fetch, finished_samples, padded, sample_columns, store, without_padding
+from recipe.soup.orders import PromptOrders
+from recipe.soup.plan import RunFacts
+from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.rows import fetch, sample_columns, without_padding
 from recipe.soup.settings import parse_settings
-from recipe.soup.sources.base import BANK_FILE, PrefixSource, RunFacts
+from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.lookahead import LookaheadSource
 from recipe.soup.sources.replay import ReplaySource
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER, SnapshotSource
+from recipe.soup.update_stage import UpdateStage
 from verl_ext.health import RolloutWatchdog, handshake
+from verl_ext.versioned_client import VersionedLLMServerClient
 
 CPU_POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s: most of a step on a laptop, and next to nothing of one on GPUs, where a
 poll would also list many more samples."""
-TRAIN_FIELDS = [
-    "response_mask",
-    "old_log_probs",
-    "rollout_log_probs",
-    "policy_versions",
-    "rm_scores",
-    "entropy",
-    "uid",
-    "extra_fields",
-]
 
 
-@register_trainer(TRAINER_MODE)
-class SoupTrainer(PPOTrainerSync):
-    """verl's synchronous trainer with a prefix source in front and the splice in the middle.
+class SoupStages(UpdateStage):
+    """One of verl's trainers with a prefix source in front, and SOUP's update (`UpdateStage`).
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
     """
 
-    # What verl decides by the mode's name (replay buffer, chunk size, checkpoint content) is decided as for `sync`.
-    trainer_mode = property(lambda self: "sync", lambda self, value: None)
-
     def __init__(self, config: Any) -> None:
         self._dumped_partition: str | None = None
-        self._visits: dict[str, tuple[int, Any]] = {}
+        self._visits, self._arrived = {}, []
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
+        correction = config.algorithm.get("rollout_correction")
+        if self.settings.mixes and self.settings.ratio == "decoupled" and correction.rollout_is is None:
+            correction.rollout_is = "token"
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
@@ -103,7 +93,7 @@ class SoupTrainer(PPOTrainerSync):
             keys = [key for key in tags if key.split("_")[0] in uids]
             if partition_id == "train" and keys:
                 batch = KVBatchMeta(partition_id=partition_id, keys=keys, tags=[tags[key] for key in keys])
-                self._harvest(fetch(batch, ["extra_fields"]), batch.tags)
+                self._collect_seeds(fetch(batch, ["extra_fields"]), batch.tags)
             clear_groups(partition_id, uids)
 
         replay_buffer._clear_groups = harvest_and_clear
@@ -123,7 +113,7 @@ class SoupTrainer(PPOTrainerSync):
         if is_distillation_enabled(self.config.get("distillation")):
             return  # verl's own loss stays; `algorithm=soup` refuses distillation
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        self.actor_rollout_wg.set_loss_fn(partial(soup_loss, config=actor_config))
+        self.actor_rollout_wg.set_loss_fn(partial(soup_loss, config=actor_config, settings=self.settings))
 
     def fit(self, agent_loop_manager: Any) -> None:
         # The twin may run on another engine, whose servers have no such questions to answer.
@@ -176,54 +166,6 @@ class SoupTrainer(PPOTrainerSync):
             self.source.validated(self.global_steps, sum(scores) / len(scores))
         return metrics
 
-    # ------------------------------------------------------------------ the update
-
-    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        batch = super()._compute_old_log_prob(batch, metrics)
-        data = fetch(batch, TRAIN_FIELDS + (["responses"] if self.source.wants_responses else []))
-        self._harvest(data, batch.tags)
-        if self.source.wants_responses:
-            self.source.keep(finished_samples(data, batch.tags, self._visits))
-            self._visits.clear()
-        rows = self._train_rows(data)
-        metrics.update(train_metrics(rows))
-        metrics.update(self.source.metrics())
-        old_log_probs = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
-        store(batch, data["response_mask"], old_log_probs=old_log_probs, prefix_mask=rows.prefix.to(torch.int64))
-        return batch
-
-    def _train_rows(self, data: Any) -> TrainRows:
-        width = int(data["response_mask"].offsets().diff().max())
-        response_mask = padded(data["response_mask"], width).bool()
-        versions = padded(data["policy_versions"], width)
-        current = self.global_steps - 1
-        old_log_probs = padded(data["old_log_probs"], width)
-        return TrainRows(
-            response_mask=response_mask,
-            prefix=prefix_mask(versions, response_mask, current),
-            policy_versions=versions,
-            behavior_log_probs=padded(data["rollout_log_probs"], width),
-            current_log_probs=old_log_probs,
-            # verl's bypass_mode has no trainer forward, hence no entropy.
-            entropy=padded(data["entropy"], width) if "entropy" in data else torch.zeros_like(old_log_probs),
-            rewards=padded(data["rm_scores"], width).sum(dim=1),
-            uids=list(data["uid"]),
-            current_version=current,
-        )
-
-    def _harvest(self, data: Any, tags: list[dict]) -> None:
-        """Hand the prefixes that these samples left for later steps to the source."""
-        for extra, tag in zip(data["extra_fields"], tags, strict=True):
-            if not tag.get("is_padding", False):  # verl's padding rows repeat the first sample's extra fields
-                self.source.harvest(map(Seed.unpack, getattr(extra, "data", extra)[SEEDS_KEY]))
-
-    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        batch = super()._update_actor(batch, metrics)
-        prefix = "actor/soup/loss/"
-        sums = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith(prefix)}
-        metrics.update(means_of_loss_sums(sums) if sums else {})
-        return batch
-
     # ------------------------------------------------------------------ dump and checkpoint
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
@@ -257,3 +199,25 @@ class SoupTrainer(PPOTrainerSync):
             folder = Path(self.config.trainer.resume_from_path)
         if (folder / BANK_FILE).exists():  # without it `algorithm=soup` was refused at start
             self.source.load(folder)
+
+
+@register_trainer(TRAINER_MODE)
+class SoupTrainer(SoupStages, PPOTrainerSync):
+    """On verl's synchronous trainer."""
+
+    # What verl decides by the mode's name (replay buffer, chunk size, checkpoint content) is decided as for `sync`.
+    trainer_mode = property(lambda self: "sync", lambda self, value: None)
+
+
+@register_trainer(ASYNC_TRAINER_MODE)
+class SoupColocateAsyncTrainer(SoupStages, PPOTrainerColocateAsync):
+    """On verl's trainer with partial rollouts: a response may go on with newer weights than it began with.
+
+    Each token's version is known, so tokens that are older than their step's version are spliced whether they belong to
+    a historical prefix or to a response that was interrupted.
+    """
+
+    trainer_mode = property(lambda self: "colocate_async", lambda self, value: None)
+
+    def get_llm_client(self) -> VersionedLLMServerClient:
+        return cast(VersionedLLMServerClient, self.llm_server_manager.get_client(client_cls=VersionedLLMServerClient))

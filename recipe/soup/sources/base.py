@@ -5,41 +5,24 @@ step's samples are there, `harvest` and `keep` for what they bring back, and `up
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.plan import PromptPlan, RunFacts, plan_prompt
+from recipe.soup.prefixes import Prefix, PrefixBank
 from recipe.soup.settings import SoupSettings
 from recipe.soup.sources.queue import Chunk, PromptQueue
+from recipe.soup.typical import TypicalLengths
 
 BANK_FILE = "soup_bank.npz"
 
 Fetch = Callable[[], tuple[Any, list[Any], Any]]
 """Reads prompts from the dataloader: the batch, its chat messages, and the dataloader's state before it."""
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What a source must know of the run.
-
-    Attributes:
-        samples: `rollout.n`.
-        response_length: `data.max_response_length`, in tokens.
-        seed: of everything that is drawn.
-        prompts_per_step: `data.train_batch_size`.
-        last_step: the run's last step.
-    """
-
-    samples: int
-    response_length: int
-    seed: int
-    prompts_per_step: int
-    last_step: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +34,7 @@ class FinishedSample:
         ordinal: its prompt's place in the order of training.
         token_ids, log_probs, versions: shape (response_length,): the response, and for each token the behaviour
             log-prob and the version that sampled it.
+        reward: of the whole response.
     """
 
     messages: Any
@@ -58,6 +42,7 @@ class FinishedSample:
     token_ids: np.ndarray
     log_probs: np.ndarray
     versions: np.ndarray
+    reward: float
 
 
 def fingerprint(messages: Any) -> int:
@@ -85,9 +70,6 @@ class PrefixSource:
         warm_start: of the look-ahead, as in `PromptQueue`.
     """
 
-    wants_responses = False
-    """Whether the trainer must hand over every trained sample (`keep`)."""
-
     def __init__(
         self, settings: SoupSettings, facts: RunFacts, fetch: Fetch, lookahead: int = 0, warm_start: str = "fill"
     ) -> None:
@@ -95,6 +77,7 @@ class PrefixSource:
         self._fetch = fetch
         self.queue = PromptQueue(lookahead, warm_start, facts.prompts_per_step, facts.last_step)
         self.bank = PrefixBank()
+        self.typical_length = TypicalLengths(facts.response_length)
         self._next_ordinal = 0
         self._expected: dict[int, int] = {}
         self._cost = self._no_cost()
@@ -108,10 +91,14 @@ class PrefixSource:
         """Whether this run mixes at all."""
         return self.settings.mixes
 
-    def lengths(self, ordinal: int) -> list[int]:
-        """Prefix lengths of the prompt at this place in the data, one for each of its mixed samples."""
-        settings = self.settings
-        return plan_lengths(settings.prefix_length, settings.mixed_share, self.facts.samples, self.facts.seed, ordinal)
+    @property
+    def wants_responses(self) -> bool:
+        """Whether the trainer must hand over every trained sample (`keep`)."""
+        return self.mixes and self.settings.prefix_length.unit == "fraction"
+
+    def plan(self, ordinal: int, messages: Any) -> PromptPlan:
+        """What the mixed samples of the prompt at this place in the data shall look like."""
+        return plan_prompt(self.settings, self.facts, ordinal, self.typical_length(fingerprint(messages)))
 
     def _next_chunk(self) -> Chunk:
         batch, messages, state = self._fetch()
@@ -123,17 +110,31 @@ class PrefixSource:
                     "data.train_files, data.seed and data.shuffle, or start anew with trainer.resume_mode=disable."
                 )
         self._next_ordinal += len(messages)
-        return Chunk(batch, ordinals.start, messages, [self.lengths(ordinal) for ordinal in ordinals], state)
+        plans = [self.plan(ordinal, message) for ordinal, message in zip(ordinals, messages, strict=True)]
+        return Chunk(batch, ordinals.start, messages, plans, state)
 
     def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:
-        """The prompts that come next, and for each its prefixes by slot."""
+        """The prompts that come next, and for each its prefixes by sample."""
         chunk = self.queue.pop() or self._next_chunk()
-        prefixes = self._prefixes(chunk, step)
-        # A refill may come upon prompts of a later step, whose prefixes are not older than the step's own version.
-        return chunk, [{s: p for s, p in slots.items() if p.newest < step - 1} for slots in prefixes]
+        sharing = self.settings.samples_per_prefix
+        return chunk, [
+            {slot * sharing + sample: prefix for slot, prefix in slots.items() for sample in range(sharing)
+             # A refill may come upon prompts of a later step, whose prefixes are not older than this step's version.
+             if prefix.newest < step - 1}
+            for slots in self._prefixes(chunk, step)
+        ]  # fmt: skip
 
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
         return [self.bank.take(chunk.first_ordinal + row) for row in range(chunk.size)]
+
+    def _missing(self, chunk: Chunk, row: int) -> SeedOrder | None:
+        """What is still to be sampled for a prompt, or None."""
+        ordinal, settings = chunk.first_ordinal + row, self.settings
+        present = self.bank.slots(ordinal)
+        lengths = {slot: n for slot, n in enumerate(chunk.plans[row].lengths) if slot not in present}
+        with_prompt = settings.behavior_log_probs == "trainer"
+        order = SeedOrder(ordinal, chunk.messages[row], lengths, settings.on_eos, settings.candidates, with_prompt)
+        return order if lengths else None
 
     def order(self, step: int, rows: list[PromptOrders]) -> None:
         """Arrange for the prefixes that will be needed later; `rows` ride on this step's prompts."""
@@ -145,14 +146,15 @@ class PrefixSource:
         """Keep the prefixes whose prompts are still to come."""
         front = self.queue.front
         for seed in seeds:
-            self._cost["arrived"] += 1
+            self._cost["arrived"] += seed.answers
             self._cost["tokens"] += seed.sampled
             self._cost["ended"] += seed.ended
             if front is not None and seed.ordinal >= front.first_ordinal:
                 self.bank.put(seed.ordinal, seed.slot, seed.prefix)
 
-    def keep(self, samples: Iterable[FinishedSample]) -> None:
-        """Keep responses that were trained on, for their prompts' next visit."""
+    def keep(self, samples: Sequence[FinishedSample]) -> None:
+        """Learn from responses that were trained on, for their prompts' next visit."""
+        self.typical_length.add((fingerprint(sample.messages), len(sample.token_ids)) for sample in samples)
 
     def updated(self, step: int) -> None:
         """The weights became version `step`; the rollout engine still rests."""
@@ -183,9 +185,11 @@ class PrefixSource:
         fingerprints = {chunk.first_ordinal + row: fingerprint(chunk.messages[row]) for chunk, row in self.queue}
         place = self._next_ordinal if front is None else front.first_ordinal
         self.bank.save(folder / BANK_FILE, self.settings.source, place, fingerprints)
+        self.typical_length.save(folder)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the prompts are fetched again, and must be the same."""
         bank, self._next_ordinal, fingerprints = PrefixBank.load(folder / BANK_FILE)
         if self.mixes:
             self.bank, self._expected = bank, fingerprints
+            self.typical_length.load(folder)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from recipe.soup.plan import PromptPlan
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -15,14 +17,14 @@ class Chunk:
         batch: the fetched rows, in any form.
         first_ordinal: place of the first prompt in the order of training, from 0.
         messages: each prompt's chat messages.
-        lengths: each prompt's prefix lengths, by slot.
+        plans: what each prompt's mixed samples shall look like.
         resume_state: the dataloader's state before the fetch, or None if no checkpoint will need it.
     """
 
     batch: Any
     first_ordinal: int
     messages: list[Any]
-    lengths: list[list[int]]
+    plans: list[PromptPlan]
     resume_state: Any = None
 
     @property
@@ -31,20 +33,20 @@ class Chunk:
 
 
 class PromptQueue:
-    """The prompts of the next `lag` steps.
+    """The prompts of the next steps, as many as the largest lag reaches ahead.
 
     Counts prompts, not batches: a step that refills filtered groups takes more prompts than others, and the prompts
     behind them move up.
 
     Args:
-        lag: steps to look ahead, at least 0.
+        largest_lag: steps to look ahead, at least 0.
         warm_start: `pure`, `fill` or `ramp`.
         prompts_per_step: prompts that a step takes if nothing is refilled.
         last_step: the run's last step; nothing is seeded for later ones.
     """
 
-    def __init__(self, lag: int, warm_start: str, prompts_per_step: int, last_step: int) -> None:
-        self.lag = lag
+    def __init__(self, largest_lag: int, warm_start: str, prompts_per_step: int, last_step: int) -> None:
+        self.largest_lag = largest_lag
         self.warm_start = warm_start
         self.prompts_per_step = prompts_per_step
         self.last_step = last_step
@@ -72,9 +74,9 @@ class PromptQueue:
         return chunk
 
     def _reach(self, step: int) -> int:
-        """Steps ahead that `step` seeds."""
+        """Steps ahead that `step` may seed."""
         # Ramp: step t reaches t steps ahead, so it seeds the steps 2t-1 and 2t, until the full lag is reached.
-        lag = min(self.lag, step) if self.warm_start == "ramp" else self.lag
+        lag = min(self.largest_lag, step) if self.warm_start == "ramp" else self.largest_lag
         return max(min(lag, self.last_step - step), 0)
 
     def append(self, chunk: Chunk) -> None:
@@ -93,17 +95,22 @@ class PromptQueue:
         A prompt that lost its seeds because their host sample failed is due again at the next step, with a lag that
         is shorter by one.
         """
-        within = list(islice(self, self._reach(step) * self.prompts_per_step))
+        within = islice(self, self._reach(step) * self.prompts_per_step)
         # The step that will train on a prompt, or an earlier one if groups are refilled before.
-        return [item for i, item in enumerate(within) if self.mixes(step + 1 + i // self.prompts_per_step)]
+        return [
+            (chunk, row)
+            for i, (chunk, row) in enumerate(within)
+            if (version := self.version(chunk.plans[row], step + 1 + i // self.prompts_per_step)) is not None
+            and version < step
+        ]
 
-    def mixes(self, step: int) -> bool:
-        """Whether `step` may train on prefixes: with `pure`, not before the version `lag` updates ago exists."""
-        return self.warm_start != "pure" or step > self.lag
+    def version(self, plan: PromptPlan, step: int) -> int | None:
+        """Version that a prompt of `step` wants its prefixes from, or None if it is not mixed."""
+        return target_version(step, plan.lag, self.warm_start)
 
 
 def target_version(step: int, lag: int, warm_start: str) -> int | None:
-    """Version that `step` wants its prefixes from, or None if it does not mix: the look-ahead's rule, looking back.
+    """Version that `step` wants its prefixes from, or None if it does not mix.
 
     Args:
         lag: in updates, at least 0.

@@ -5,7 +5,7 @@ Nothing is sampled for it, so it costs nothing, but it needs prompts that come a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,31 +13,46 @@ from recipe.soup.prefixes import Prefix
 from recipe.soup.sources.base import FinishedSample, PrefixSource, fingerprint
 from recipe.soup.sources.queue import Chunk
 
+Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
+SELECTIONS: dict[str, Selection] = {
+    "random": list,
+    # Graders give 0 or less for a wrong answer. Fewer than asked for leave the rest of the next visit unmixed.
+    "failed": lambda visit: [sample for sample in visit if sample.reward <= 0],
+    "successful": lambda visit: [sample for sample in visit if sample.reward > 0],
+    "entropic": lambda visit: sorted(visit, key=lambda sample: sample.log_probs.mean()),
+}
+"""Which of a visit's responses the next visit starts from, by `selection`; from shuffled to best first."""
+
 
 class ReplaySource(PrefixSource):
     """Prefixes of the responses of a prompt's latest visit.
 
-    A visit keeps as many of its responses as the next visit will mix, drawn at random and already cut: 8 bytes a
+    A visit keeps as many of its responses as the next visit will mix, chosen by `selection` and already cut: 8 bytes a
     token that will be used. Mixed responses may be kept as well; each token keeps the version that sampled it.
     """
 
-    wants_responses = True
+    @property
+    def wants_responses(self) -> bool:
+        return True
 
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
         return [self.bank.take(fingerprint(messages)) for messages in chunk.messages]
 
-    def keep(self, samples: Iterable[FinishedSample]) -> None:
+    def keep(self, samples: Sequence[FinishedSample]) -> None:
         """Cut this step's responses, by prompt; what an earlier visit left and nobody used is replaced."""
+        super().keep(samples)
         visits: dict[int, list[FinishedSample]] = defaultdict(list)
         for sample in samples:
             visits[sample.ordinal].append(sample)
         for ordinal, visit in visits.items():
-            prompt, lengths = fingerprint(visit[0].messages), self.lengths(ordinal)
+            messages = visit[0].messages
+            prompt, lengths = fingerprint(messages), self.plan(ordinal, messages).lengths
             # Another stream than the lengths', which are drawn from (seed, ordinal).
-            chosen = np.random.default_rng([self.facts.seed, ordinal, 1]).permutation(len(visit))
+            rng = np.random.default_rng([self.facts.seed, ordinal, 1])
+            shuffled = [visit[index] for index in rng.permutation(len(visit))]
             self.bank.take(prompt)
-            for slot, (index, length) in enumerate(zip(chosen.tolist(), lengths, strict=False)):
-                response = visit[index]
+            responses = SELECTIONS[self.settings.selection](shuffled)
+            for slot, (response, length) in enumerate(zip(responses, lengths, strict=False)):
                 prefix = Prefix.from_response(
                     response.token_ids, response.log_probs, response.versions, length, self.settings.on_eos
                 )

@@ -6,6 +6,7 @@ The paper's way, and the only one for the base model, the best model so far or a
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
+from recipe.soup.schedules import lag_at
 from recipe.soup.settings import BY_AGE, SoupSettings
 from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
 from recipe.soup.sources.queue import Chunk, target_version
@@ -80,7 +82,9 @@ class SnapshotSource(PrefixSource):
     # ------------------------------------------------------------------ which policy
 
     def _lagged(self, step: int) -> Snapshot | None:
-        version = target_version(step, self.settings.lag, self.settings.warm_start)
+        rng = np.random.default_rng([self.facts.seed, step, 3])
+        lag = lag_at(self.settings, step, self.facts.last_step, rng)
+        version = target_version(step, lag, self.settings.warm_start)
         return None if version is None else self.store.youngest(version) or self._base
 
     def _pool(self, step: int) -> Snapshot | None:
@@ -127,15 +131,17 @@ class SnapshotSource(PrefixSource):
         self._served = snapshot
         self.store.hold(snapshot)
         for chunk, row in self.queue.due(step):
-            ordinal = chunk.first_ordinal + row
-            present = self.bank.slots(ordinal)
-            missing = {slot: n for slot, n in enumerate(chunk.lengths[row]) if slot not in present}
-            if missing:
-                self._orders.append(SeedOrder(ordinal, chunk.messages[row], missing, self.settings.on_eos))
+            if (order := self._missing(chunk, row)) is not None:
+                self._orders.append(order)
 
     def _submit(self) -> None:
         if self._orders and self._served is not None:
-            wanted = [(order.messages, length) for order in self._orders for length in order.lengths.values()]
+            wanted = [
+                (order.messages, length)
+                for order in self._orders
+                for length in order.lengths.values()
+                for _ in range(order.candidates)
+            ]
             prompts = [messages for messages, _ in wanted]
             tokens = [tokens_to_ask_for(length, self.facts.response_length) for _, length in wanted]
             self._sampling = self._engine.sample(self._served, prompts, tokens)
@@ -149,12 +155,12 @@ class SnapshotSource(PrefixSource):
         self._waited += time.perf_counter() - started
         orders, self._orders, self._sampling = self._orders, [], None
         # Counted when they arrive: standalone, that is a step after they were ordered.
-        self._cost["requests"] += sum(len(order.lengths) for order in orders)
+        self._cost["requests"] += sum(len(order.lengths) * order.candidates for order in orders)
         self.harvest(
-            Seed.from_answer(order, slot, length, answer)
+            Seed.from_answers(order, slot, length, arrived)
             for order in orders
             for slot, length in order.lengths.items()
-            if (answer := next(answers)) is not None
+            if (arrived := [answer for answer in islice(answers, order.candidates) if answer is not None])
         )
 
     def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:

@@ -1,0 +1,59 @@
+"""Combinations of verl's losses and estimators with ours that do not compose, refused at start. Imports no verl."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.losses.registry import RATIOS
+from recipe.soup.settings import SoupSettings, refuse
+
+ESTIMATORS = (
+    "soup",
+    "grpo",
+    "grpo_vectorized",
+    "rloo",
+    "rloo_vectorized",
+    "opo",
+    "gpg",
+    "grpo_passk",
+    "reinforce_plus_plus_baseline",
+)
+"""verl's estimators that compare whole responses within a group, which is all that a baseline of ours changes."""
+GROUP_ONLY = ("grpo_passk", "gpg")
+"""Those that do more than compare a sample with its group."""
+
+
+def check_loss(config: DictConfig, settings: SoupSettings) -> None:
+    """Check what the update needs of the composed config.
+
+    Raises:
+        SystemExit: key, value, what is wrong and what to do.
+    """
+    estimator = config.algorithm.adv_estimator
+    if estimator not in ESTIMATORS:
+        why = "prefix tokens have no value or baseline there that fits the policy that sampled them; choose one of "
+        raise refuse("algorithm.adv_estimator", estimator, f"{why}{', '.join(ESTIMATORS)}.")
+    if settings.baseline != "group" and estimator in GROUP_ONLY:
+        why = f"algorithm.soup.baseline={settings.baseline} needs an estimator per sample; use soup or rloo."
+        raise refuse("algorithm.adv_estimator", estimator, why)
+    _check_policy_loss(config, settings)
+    if OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False):
+        _check_bypass(settings)
+
+
+def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
+    key = "actor_rollout_ref.actor.policy_loss.loss_mode"
+    loss = OmegaConf.select(config, key, default="soup")
+    own = settings.ratio not in ("behavior", "decoupled") or settings.prefix_clip.low is not None
+    if loss != "soup" and (own or settings.prefix_clip.high is not None):
+        raise refuse(key, loss, "only `soup` knows algorithm.soup.ratio and prefix_clip; set it to soup.")
+
+
+def _check_bypass(settings: SoupSettings) -> None:
+    for key, value, needs in (
+        ("ratio", settings.ratio, not RATIOS[settings.ratio].splices),
+        ("prefix_gradient", settings.prefix_gradient, 0 < settings.prefix_gradient < 1),
+        ("second_moment", settings.second_moment, settings.second_moment is not None),
+        ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "trainer"),
+    ):
+        if needs:
+            why = "needs the trainer's forward pass, which algorithm.rollout_correction.bypass_mode=true saves."
+            raise refuse(f"algorithm.soup.{key}", value, f"{why[:-1]}; set that to false.")

@@ -1,0 +1,77 @@
+"""What one prompt's mixed samples shall look like. Imports no verl."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.soup.schedules import lag_at, value_at
+from recipe.soup.settings import PrefixLengthSettings, SoupSettings
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a source must know of the run.
+
+    Attributes:
+        samples: `rollout.n`.
+        response_length: `data.max_response_length`, in tokens.
+        seed: of everything that is drawn.
+        prompts_per_step: `data.train_batch_size`.
+        last_step: the run's last step.
+    """
+
+    samples: int
+    response_length: int
+    seed: int
+    prompts_per_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """The draw of one prompt.
+
+    Attributes:
+        lengths: tokens of each prefix, by slot.
+        lag: age of the policy that samples them, in updates.
+    """
+
+    lengths: list[int]
+    lag: int
+
+
+def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_length: float) -> PromptPlan:
+    """Draw lag and prefix lengths of the prompt at this place in the data.
+
+    The number of prefixes is `samples * mixed_share / samples_per_prefix`, a fraction of it being drawn. The draw
+    depends only on the seed, the prompt's place in the data order and (if lengths are fractions) on `typical_length`,
+    so a resumed run draws the same.
+
+    Args:
+        ordinal: the prompt's place in the order of training, from 0; schedules take the step from it.
+        typical_length: tokens of a response to this prompt, as far as is known.
+    """
+    rng = np.random.default_rng([facts.seed, ordinal])
+    step = ordinal // facts.prompts_per_step + 1
+    share = value_at(settings.schedules.mixed_share, settings.mixed_share, step, facts.last_step)
+    count = int(facts.samples * share / settings.samples_per_prefix + rng.random())
+    length = settings.prefix_length
+    assert length.min is not None
+    assert length.max is not None
+    high = value_at(settings.schedules.prefix_length, length.max, step, facts.last_step)
+    unit = typical_length if length.unit == "fraction" else 1.0
+    longest = facts.response_length - (length.distribution != "whole")
+    shortest, high = (min(max(round(bound * unit), 1), longest) for bound in (min(length.min, high), high))
+    lengths = draw_lengths(length, shortest, high, count, rng)
+    return PromptPlan(lengths, lag_at(settings, step, facts.last_step, rng))
+
+
+def draw_lengths(
+    settings: PrefixLengthSettings, shortest: int, longest: int, count: int, rng: np.random.Generator
+) -> list[int]:
+    """Prefix lengths in tokens, from `shortest` to `longest`, both included."""
+    if settings.distribution == "beta":
+        shares = rng.beta(settings.alpha, settings.beta, size=count)
+        return (shortest + np.rint(shares * (longest - shortest))).astype(int).tolist()
+    low = shortest if settings.distribution == "uniform" else longest
+    return rng.integers(low, longest, size=count, endpoint=True).tolist()

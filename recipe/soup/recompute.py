@@ -1,0 +1,82 @@
+"""Behaviour log-probs by the trainer (`behavior_log_probs=trainer`), while it holds the weights that sampled.
+
+One forward pass more over prompt and prefix; what differs between rollout engine and trainer leaves every ratio.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.workers.utils.padding import response_from_nested
+
+from recipe.soup.orders import Seed
+
+PARTITION = "soup_prefixes"
+
+
+def recompute(
+    seeds: Sequence[Seed], worker_group: Any, ranks: int, temperature: float, eos_token_id: int
+) -> tuple[list[Seed], list[float]]:
+    """The same prefixes with the trainer's log-probs.
+
+    Args:
+        seeds: sampled by the version that the trainer holds; `prompt_ids` must be there.
+        worker_group: verl's actor workers.
+        ranks: data-parallel ranks, of which each gets as many rows.
+        temperature: of the rollout.
+
+    Returns:
+        the seeds, and |trainer - rollout| of each of their tokens, in nats.
+    """
+    filled = [seed for seed in seeds if len(seed.prefix)]
+    if not filled:
+        return list(seeds), []
+    keys = [f"{uuid4().hex}_0_0" for _ in filled]
+    rows = [_row(seed) for seed in filled]
+    fields: dict[str, Any] = {
+        name: torch.nested.as_nested_tensor([row[name] for row in rows], layout=torch.jagged) for name in rows[0]
+    }
+    tags = [{"seq_len": len(row["input_ids"]), "is_padding": False} for row in rows]
+    batch = tq.kv_batch_put(
+        keys=keys, partition_id=PARTITION, fields=TensorDict(fields, batch_size=len(keys)), tags=tags
+    )
+    batch = KVBatchMeta(partition_id=PARTITION, keys=keys, tags=tags, extra_info={})
+    try:
+        batch = upsample_batch_to_divisible_size(batch, ranks, eos_token_id)
+        batch.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+        worker_group.compute_log_prob(batch)
+        data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["log_probs", "response_mask"])
+        log_probs = response_from_nested(data["log_probs"], data["response_mask"]).unbind()
+    finally:
+        tq.kv_clear(keys=batch.keys, partition_id=PARTITION)
+    recomputed = {
+        id(seed): replace(seed.prefix, log_probs=np.array(values[: len(seed.prefix)], dtype=np.float32))
+        for seed, values in zip(filled, log_probs, strict=True)
+    }
+    mismatch = [abs(recomputed[id(seed)].log_probs - seed.prefix.log_probs) for seed in filled]
+    return (
+        [replace(seed, prefix=recomputed.get(id(seed), seed.prefix), prompt_ids=None) for seed in seeds],
+        np.concatenate(mismatch).tolist(),
+    )
+
+
+def _row(seed: Seed) -> dict[str, torch.Tensor]:
+    assert seed.prompt_ids is not None
+    prompts = torch.tensor(seed.prompt_ids, dtype=torch.int64)
+    responses = torch.tensor(seed.prefix.token_ids, dtype=torch.int64)
+    input_ids = torch.cat([prompts, responses])
+    return {
+        "prompts": prompts,
+        "responses": responses,
+        "input_ids": input_ids,
+        "position_ids": torch.arange(len(input_ids)),
+        "response_mask": torch.ones_like(responses),
+        "loss_mask": torch.ones_like(responses),
+    }

@@ -1,0 +1,187 @@
+"""What SOUP changes between a step's rollout and its end: old log-probs, advantages, weights, metrics.
+
+Stages of verl's trainers, whichever of them runs.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.workers.utils.padding import response_to_nested
+
+from recipe.soup.advantages import BASELINES, AdvantageInputs
+from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
+from recipe.soup.losses.registry import RATIOS
+from recipe.soup.losses.token_weights import highest_entropy, within_second_moment
+from recipe.soup.metrics import TrainRows, lag_metrics, train_metrics
+from recipe.soup.orders import Seed
+from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
+from recipe.soup.recompute import recompute
+from recipe.soup.rows import SEEDS_KEY, fetch, finished_samples, padded, store
+from recipe.soup.settings import SoupSettings
+from recipe.soup.sources.base import PrefixSource
+
+TRAIN_FIELDS = [
+    "responses",
+    "response_mask",
+    "old_log_probs",
+    "rollout_log_probs",
+    "policy_versions",
+    "rm_scores",
+    "entropy",
+    "uid",
+    "extra_fields",
+]
+
+
+class UpdateStage(PPOTrainer):
+    """Expects `settings`, `source` and `_visits` of the trainer."""
+
+    settings: SoupSettings
+    source: PrefixSource
+    _visits: dict[str, tuple[int, Any]]
+    _rows: TrainRows
+    _arrived: list[Seed]
+
+    # ------------------------------------------------------------------ old log-probs
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_old_log_prob(batch, metrics)
+        data = fetch(batch, TRAIN_FIELDS)
+        self._collect_seeds(data, batch.tags)
+        self._harvest(metrics)
+        rows = self._rows = self._train_rows(data)
+        spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
+        if self.source.wants_responses:
+            by_trainer = self.settings.behavior_log_probs == "trainer"
+            kept = response_to_nested(spliced, data["response_mask"]) if by_trainer else data["rollout_log_probs"]
+            self.source.keep(list(finished_samples(data, batch.tags, kept, self._visits)))
+            if self.trainer_mode == "sync":
+                self._visits.clear()  # those of filtered groups as well
+            else:
+                for uid in rows.uids:  # other prompts are still being sampled
+                    self._visits.pop(str(uid), None)
+        metrics.update(train_metrics(rows))
+        if self.settings.mixes_lags:
+            metrics.update(lag_metrics(rows))
+        metrics.update(self.source.metrics())
+        old_log_probs = spliced if RATIOS[self.settings.ratio].splices else rows.current_log_probs
+        store(batch, data["response_mask"], old_log_probs=old_log_probs, prefix_mask=rows.prefix.to(torch.int64))
+        return batch
+
+    def _train_rows(self, data: Any) -> TrainRows:
+        width = int(data["response_mask"].offsets().diff().max())
+        response_mask = padded(data["response_mask"], width).bool()
+        versions = padded(data["policy_versions"], width)
+        current = self.global_steps - 1
+        old_log_probs = padded(data["old_log_probs"], width)
+        return TrainRows(
+            response_mask=response_mask,
+            prefix=prefix_mask(versions, response_mask, current),
+            policy_versions=versions,
+            behavior_log_probs=padded(data["rollout_log_probs"], width),
+            current_log_probs=old_log_probs,
+            # verl's bypass_mode has no trainer forward, hence no entropy.
+            entropy=padded(data["entropy"], width) if "entropy" in data else torch.zeros_like(old_log_probs),
+            rewards=padded(data["rm_scores"], width).sum(dim=1),
+            uids=list(data["uid"]),
+            current_version=current,
+        )
+
+    # ------------------------------------------------------------------ prefixes that samples left for later steps
+
+    def _collect_seeds(self, data: Any, tags: list[dict]) -> None:
+        for extra, tag in zip(data["extra_fields"], tags, strict=True):
+            if not tag.get("is_padding", False):  # verl's padding rows repeat the first sample's extra fields
+                self._arrived += map(Seed.unpack, getattr(extra, "data", extra)[SEEDS_KEY])
+
+    def _harvest(self, metrics: dict) -> None:
+        """Hand what has arrived to the source, before the trainer's weights change."""
+        seeds, self._arrived = self._arrived, []
+        if self.settings.behavior_log_probs == "trainer":
+            temperature = self.config.actor_rollout_ref.rollout.temperature
+            ranks = max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1
+            eos_token_id = self.tokenizer.eos_token_id
+            seeds, mismatch = recompute(seeds, self.actor_rollout_wg, ranks, temperature, eos_token_id)
+            metrics["soup/prefix/engine_mismatch/mean"] = float(np.mean(mismatch)) if mismatch else 0.0
+            metrics["soup/prefix/engine_mismatch/max"] = max(mismatch, default=0.0)
+        self.source.harvest(seeds)
+
+    # ------------------------------------------------------------------ advantages and weights
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_advantage(batch, metrics)
+        if self.settings.mixes:
+            self._compare(batch)
+            self._weigh(batch, metrics)
+        return batch
+
+    def _compare(self, batch: KVBatchMeta) -> None:
+        """Put the advantages of another baseline in the place of verl's, which are those of `group`."""
+        if self.settings.baseline == "group":
+            return
+        data = fetch(batch, ["responses", "response_mask"])
+        rows = self._rows
+        samples = rows.response_mask.any(dim=1)
+        inputs = AdvantageInputs(
+            rewards=rows.rewards[samples],
+            prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
+            prefix=rows.prefix[samples],
+            response_ids=padded(data["responses"], rows.prefix.size(1))[samples],
+            estimate=self._estimate,
+        )
+        advantages = torch.zeros_like(rows.current_log_probs)
+        advantages[samples] = BASELINES[self.settings.baseline](inputs)
+        advantages = advantages * padded(data["response_mask"], rows.prefix.size(1))
+        store(batch, data["response_mask"], advantages=advantages, returns=advantages)
+
+    def _estimate(self, rewards: torch.Tensor, groups: Any) -> torch.Tensor:
+        """verl's estimator on one number a sample."""
+        index = np.empty(len(groups), dtype=object)
+        index[:] = [str(group) for group in groups]
+        name = self.config.algorithm.adv_estimator
+        # Registered as `grpo` it would not read the config.
+        estimator: Any = get_adv_estimator_fn("soup" if name == "grpo" else name)
+        mask = torch.ones(len(groups), 1)
+        column = rewards[:, None].float()
+        config = self.config.algorithm
+        return estimator(token_level_rewards=column, response_mask=mask, index=index, config=config)[0][:, 0]
+
+    def _weigh(self, batch: KVBatchMeta, metrics: dict) -> None:
+        """Take prefix tokens out of the policy gradient, if the settings say so; a threshold needs the whole batch."""
+        settings, rows = self.settings, self._rows
+        trained = rows.prefix.clone()
+        if settings.prefix_gradient < 1:
+            trained &= highest_entropy(rows.entropy, rows.prefix, settings.prefix_gradient)
+        data = fetch(batch, ["response_mask", "advantages", "rollout_is_weights"])
+        width = rows.prefix.size(1)
+        if settings.second_moment is not None:
+            log_ratio = rows.current_log_probs - rows.behavior_log_probs
+            advantages = padded(data["advantages"], width)
+            trained &= within_second_moment(log_ratio, advantages, rows.prefix, settings.second_moment)
+        tokens = rows.prefix.sum().item()
+        metrics["soup/train/prefix/trained"] = trained.sum().item() / tokens if tokens else 0.0
+        if not settings.weighs:
+            return
+        counts = ~rows.prefix | trained
+        weights = counts.float()
+        if "rollout_is_weights" in data:
+            weights = weights * padded(data["rollout_is_weights"], width)
+        fields = {"rollout_is_weights": weights}
+        if settings.loss_tokens == "trained":
+            # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
+            mask = padded(data["response_mask"], width) * counts
+            fields |= {"response_mask": mask, "loss_mask": mask}
+        store(batch, data["response_mask"], **fields)
+
+    # ------------------------------------------------------------------ the update
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._update_actor(batch, metrics)
+        prefix = f"actor/{PREFIX}"
+        sums = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith(prefix)}
+        metrics.update(means_of_loss_sums(sums) if sums else {})
+        return batch

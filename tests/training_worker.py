@@ -1,0 +1,163 @@
+"""verl's real training worker in this process on a recorded batch: an in-memory TransferQueue, no Ray.
+
+The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 samples, half of them mixed.
+"""
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from recipe.soup.plan import RunFacts
+from recipe.soup.rows import SEEDS_KEY
+from recipe.soup.settings import parse_settings
+from recipe.soup.trainer import SoupTrainer
+
+RECORDED = Path(__file__).parent / "data" / "recorded_batch.jsonl"
+STEP = 5
+LAST_STEP = 14
+COUNTDOWN = (
+    "hardware=cpu",
+    "example=countdown",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
+)
+ENTERING = ["input_ids", "position_ids", "response_mask", "loss_mask", "old_log_probs", "advantages", "responses"]
+
+
+class Store:
+    """TransferQueue's key-value calls over a dictionary."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.tags: dict[str, dict[str, Any]] = {}
+
+    def put(self, keys: list[str], partition_id: str, fields: Any = None, tags: Any = None) -> KVBatchMeta:
+        for i, key in enumerate(keys):
+            row = self.rows.setdefault(key, {})
+            for name, value in fields.items() if fields is not None else ():
+                item = value[i] if isinstance(value, torch.Tensor) else list(value)[i]
+                row[name] = item.clone() if isinstance(item, torch.Tensor) else getattr(item, "data", item)
+        self.tags.update(zip(keys, tags or [], strict=bool(tags)))
+        return KVBatchMeta(
+            partition_id=partition_id, keys=keys, tags=[self.tags.get(key, {}) for key in keys], extra_info={}
+        )
+
+    def get(self, keys: list[str], partition_id: str, select_fields: list[str] | None = None) -> TensorDict:
+        names = [n for n in (select_fields or self.rows[keys[0]]) if all(n in self.rows[key] for key in keys)]
+        data = TensorDict({}, batch_size=[len(keys)])
+        for name in names:
+            values: Any = [self.rows[key][name] for key in keys]
+            if isinstance(values[0], torch.Tensor):
+                data[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+            else:
+                tu.assign_non_tensor_stack(data, name, values)
+        return data
+
+
+class WorkerGroup:
+    """verl's real actor worker in this process, called as a Ray worker group would call it."""
+
+    def __init__(self, config: DictConfig, store: Store) -> None:
+        self.worker: Any = ActorRolloutRefWorker(config=copy.deepcopy(config.actor_rollout_ref), role="actor")
+        self.worker.init_model()
+        self.store = store
+        self.entered: list[dict[str, torch.Tensor]] = []
+
+    def _data(self, batch: KVBatchMeta) -> Any:
+        data = self.store.get(batch.keys, "train")
+        for key, value in (batch.extra_info or {}).items():
+            tu.assign_non_tensor_data(data, key, value)
+        return data
+
+    def set_loss_fn(self, loss_fn: Any) -> None:
+        self.worker.set_loss_fn(loss_fn)
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        output = self.worker.compute_log_prob(self._data(batch))
+        tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+        self.store.put(batch.keys, "train", TensorDict(tensors, batch_size=len(batch)))
+        return batch
+
+    def update_actor(self, batch: KVBatchMeta) -> TensorDict:
+        data = self._data(batch)
+        self.entered.append({name: data[name].values().clone() for name in ENTERING})
+        return self.worker.update_actor(data)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        module = self.worker.actor.engine.module
+        return {name: tensor.full_tensor().clone() for name, tensor in module.state_dict().items()}
+
+
+def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
+    """Put the recorded samples into the store, as verl's agent loops do."""
+    lines = [json.loads(line) for line in RECORDED.read_text().splitlines()][rows]
+    tags = []
+    for line in lines:
+        prompts, responses = torch.tensor(line["prompt_ids"]), torch.tensor(line["response_ids"])
+        input_ids, mask = torch.cat([prompts, responses]), torch.ones_like(responses)
+        scores = torch.zeros(len(responses))
+        scores[-1] = line["score"]
+        store.rows[line["uid"]] = {
+            "prompts": prompts,
+            "responses": responses,
+            "input_ids": input_ids,
+            "position_ids": torch.arange(len(input_ids)),
+            "response_mask": mask,
+            "loss_mask": mask.clone(),
+            "rollout_log_probs": torch.tensor(line["old_log_probs"]),
+            "rm_scores": scores,
+            "policy_versions": torch.tensor(line["policy_versions"]),
+            "uid": line["uid"].rsplit("_", 2)[0],
+            "extra_fields": {SEEDS_KEY: [], "reward_extra_info": {}},
+            "num_turns": 2,
+        }
+        tags.append({"seq_len": len(input_ids), "min_global_steps": 0, "max_global_steps": STEP - 1})
+    return store.put([line["uid"] for line in lines], "train", tags=tags)
+
+
+def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None) -> Any:
+    """A trainer without Ray: only what the methods under test read."""
+    trainer = cls.__new__(cls)
+    trainer.config = config
+    trainer.global_steps = STEP
+    trainer.actor_rollout_wg = group
+    trainer.use_critic = False
+    trainer.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+    if cls is SoupTrainer:
+        rollout = config.actor_rollout_ref.rollout
+        trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        trainer.history, trainer._visits, trainer._arrived = None, {}, []
+        facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
+        trainer.source = trainer._make_source(facts)
+        trainer._dumped_partition = None
+        trainer._loader_state = dict
+    return trainer
+
+
+def update(cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool) -> tuple[WorkerGroup, dict]:
+    """One update from the base model on the recorded batch."""
+    torch.manual_seed(0)
+    group = WorkerGroup(config, store)
+    trainer = make_trainer(cls, config, group)
+    batch = recorded(store)
+    if not mixed:
+        for row in store.rows.values():
+            row["policy_versions"] = torch.full_like(row["policy_versions"], STEP - 1)
+    if loss:
+        trainer._install_loss()
+    metrics: dict = {}
+    batch = trainer._compute_old_log_prob(batch, metrics)
+    batch = trainer._compute_advantage(batch, metrics)
+    trainer._update_actor(batch, metrics)
+    return group, metrics
