@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -58,13 +59,17 @@ def alternate(trainer: Any) -> None:
 
     def make_alternating_source(self: Any, facts: Any) -> Any:
         source = make_source(self, facts)
-        lengths, take, updated = source.lengths, source.take, source.updated
+        plan, take, updated = source.plan, source.take, source.updated
 
         def take_if_mixed(step: int) -> Any:
             chunk, prefixes = take(step)
             return chunk, prefixes if mixes(step) else [{} for _ in prefixes]
 
-        source.lengths = lambda place: lengths(place) if mixes(place // facts.prompts_per_step + 1) else []
+        def plan_if_mixed(place: int, messages: Any) -> Any:
+            planned = plan(place, messages)
+            return planned if mixes(place // facts.prompts_per_step + 1) else replace(planned, lengths=[])
+
+        source.plan = plan_if_mixed
         source.take = take_if_mixed
         source.updated = lambda step: updated(step) if mixes(step) else None
         return source

@@ -19,7 +19,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from recipe.soup.plan import RunFacts
 from recipe.soup.rows import SEEDS_KEY
 from recipe.soup.settings import parse_settings
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.trainer import SoupTrainer, weigh_decoupled
 
 RECORDED = Path(__file__).parent / "data" / "recorded_batch.jsonl"
 STEP = 5
@@ -126,7 +126,7 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
     return store.put([line["uid"] for line in lines], "train", tags=tags)
 
 
-def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None) -> Any:
+def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
     """A trainer without Ray: only what the methods under test read."""
     trainer = cls.__new__(cls)
     trainer.config = config
@@ -137,6 +137,7 @@ def make_trainer(cls: Any, config: DictConfig, group: WorkerGroup | None = None)
     if cls is SoupTrainer:
         rollout = config.actor_rollout_ref.rollout
         trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        weigh_decoupled(config, trainer.settings)
         trainer.history, trainer._visits, trainer._arrived = None, {}, []
         facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
         trainer.source = trainer._make_source(facts)

@@ -72,20 +72,22 @@ def two_level(inputs: AdvantageInputs) -> torch.Tensor:
         for prompt, ids, is_prefix in zip(inputs.prompts, inputs.response_ids, inputs.prefix, strict=True)
     ]
     first = {node: row for row, node in reversed(list(enumerate(nodes)))}
-    member = torch.tensor([[node == other for node in nodes] for other in first], dtype=inputs.rewards.dtype)
-    values = member @ inputs.rewards / member.sum(dim=1)
-    rows = list(first.values())
+    at = {node: index for index, node in enumerate(first)}
+    node_of = torch.tensor([at[node] for node in nodes])
+    sizes = node_of.bincount()
+
+    def mean_of_nodes(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(len(first)).index_add(0, node_of, values) / sizes
+
     mixed = inputs.prefix.any(dim=1).tolist()
     # The empty prefix has no tokens, so it is in a group of its own.
-    groups = [(inputs.prompts[row], mixed[row]) for row in rows]
-    sizes = Counter(groups)
-    alone = torch.tensor([sizes[group] == 1 for group in groups])
+    groups = [(inputs.prompts[row], mixed[row]) for row in first.values()]
+    prefixes = Counter(groups)
+    alone = torch.tensor([prefixes[group] == 1 for group in groups])
     # A prefix that is its prompt's only one is compared with all the prompt's samples.
-    of_prompt = member @ inputs.estimate(inputs.rewards, inputs.prompts).to(member) / member.sum(dim=1)
-    between = torch.where(alone, of_prompt, inputs.estimate(values, groups).to(member))
-    at = {node: index for index, node in enumerate(first)}
-    on_prefix = between[torch.tensor([at[node] for node in nodes])]
-    return torch.where(inputs.prefix, on_prefix[:, None], inputs.of_groups(nodes)[:, None])
+    of_prompt = mean_of_nodes(inputs.estimate(inputs.rewards, inputs.prompts))
+    between = torch.where(alone, of_prompt, inputs.estimate(mean_of_nodes(inputs.rewards), groups))
+    return torch.where(inputs.prefix, between[node_of][:, None], inputs.of_groups(nodes)[:, None])
 
 
 BASELINES: dict[str, Callable[[AdvantageInputs], torch.Tensor]] = {

@@ -98,7 +98,8 @@ def _check_schedules(settings: SoupSettings) -> None:
         schedule: ScheduleSettings = _get(settings, key)
         moves = schedule.shape != "constant"
         _demand(settings, f"{key}.end", moves == (schedule.end is not None), "give it with linear or cosine only.")
-        _demand(settings, f"{key}.steps", schedule.steps is None or schedule.steps > 1, "use 2 or more steps.")
+        fits = schedule.steps is None or schedule.steps > schedule.warmup + 1
+        _demand(settings, f"{key}.steps", fits, f"use more than {key}.warmup + 1 = {schedule.warmup + 1} steps.")
         _demand(settings, f"{key}.warmup", schedule.warmup >= 0, "counts steps; use 0 or more.")
     end = settings.schedules.mixed_share.end
     _demand(settings, "schedules.mixed_share.end", end is None or 0 <= end <= 1, "a share lies between 0 and 1.")
@@ -130,6 +131,11 @@ def _check_lengths(settings: SoupSettings, response_length: int) -> None:
     _demand(settings, "prefix_length.beta", length.beta > 0, "use a number above 0.")
     if length.distribution == "whole":
         _demand(settings, "on_eos", settings.on_eos == "keep", "prefix_length.distribution=whole needs `keep`.")
+        schedule = settings.schedules.prefix_length
+        moves = schedule.shape != "constant" or schedule.warmup > 0
+        _demand(
+            settings, "prefix_length.distribution", not moves, "has no length that schedules.prefix_length could move."
+        )
         length.unit, length.min, length.max = "tokens", response_length, response_length
         return
     fraction = length.unit == "fraction"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from recipe.soup.losses.clipped import LOG_RATIO_LIMIT
+
 
 @dataclass(frozen=True)
 class TrainRows:
@@ -102,7 +104,7 @@ def divergence(log_ratio: torch.Tensor) -> dict[str, float]:
         Schulman's estimators `kl_k1` and `kl_k3` of KL(mu || pi), in nats, and `effective_sample_size` of weights
         pi/mu as a share of the tokens, in (0, 1]; zeros without tokens.
     """
-    log_ratio = log_ratio.double()
+    log_ratio = log_ratio.double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     squares = (ratio**2).sum().item()
     return {

@@ -63,7 +63,9 @@ def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_l
     longest = facts.response_length - (length.distribution != "whole")
     shortest, high = (min(max(round(bound * unit), 1), longest) for bound in (min(length.min, high), high))
     lengths = draw_lengths(length, shortest, high, count, rng)
-    return PromptPlan(lengths, lag_at(settings, step, facts.last_step, rng))
+    # From a stream of its own: lengths may depend on more than the seed and the place.
+    lag = lag_at(settings, step, facts.last_step, np.random.default_rng([facts.seed, ordinal, 4]))
+    return PromptPlan(lengths, lag)
 
 
 def draw_lengths(

@@ -22,7 +22,12 @@ PARTITION = "soup_prefixes"
 
 
 def recompute(
-    seeds: Sequence[Seed], worker_group: Any, ranks: int, temperature: float, eos_token_id: int
+    seeds: Sequence[Seed],
+    worker_group: Any,
+    ranks: int,
+    micro_batch_size: int | None,
+    temperature: float,
+    eos_token_id: int,
 ) -> tuple[list[Seed], list[float]]:
     """The same prefixes with the trainer's log-probs.
 
@@ -30,6 +35,7 @@ def recompute(
         seeds: sampled by the version that the trainer holds; `prompt_ids` must be there.
         worker_group: verl's actor workers.
         ranks: data-parallel ranks, of which each gets as many rows.
+        micro_batch_size: at most so many rows at once, or None if verl forms batches by their tokens.
         temperature: of the rollout.
 
     Returns:
@@ -49,8 +55,13 @@ def recompute(
     )
     batch = KVBatchMeta(partition_id=PARTITION, keys=keys, tags=tags, extra_info={})
     try:
-        batch = upsample_batch_to_divisible_size(batch, ranks, eos_token_id)
+        # verl wants full micro-batches; the number of prefixes is any.
+        per_rank = -(-len(keys) // ranks)
+        micro_batches = -(-per_rank // (micro_batch_size or per_rank))
+        micro_batch_size = -(-per_rank // micro_batches) if micro_batch_size else 1
+        batch = upsample_batch_to_divisible_size(batch, ranks * micro_batch_size, eos_token_id)
         batch.extra_info = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+        batch.extra_info["micro_batch_size_per_gpu"] = micro_batch_size
         worker_group.compute_log_prob(batch)
         data = tq.kv_batch_get(keys=keys, partition_id=PARTITION, select_fields=["log_probs", "response_mask"])
         log_probs = response_from_nested(data["log_probs"], data["response_mask"]).unbind()

@@ -22,9 +22,9 @@ def fetch(batch: KVBatchMeta, fields: list[str]) -> Any:
     return tq.kv_batch_get(keys=batch.keys, partition_id=str(batch.partition_id), select_fields=fields)
 
 
-def store(batch: KVBatchMeta, response_mask: torch.Tensor, **fields: torch.Tensor) -> None:
-    """Write (batch, response_length) tensors back, each row as long as its row of the nested `response_mask`."""
-    nested = {key: response_to_nested(value, response_mask) for key, value in fields.items()}
+def store(batch: KVBatchMeta, like: torch.Tensor, fields: dict[str, torch.Tensor]) -> None:
+    """Write (batch, response_length) tensors back, each row as long as its row of `like`, the nested response mask."""
+    nested = {key: response_to_nested(value, like) for key, value in fields.items()}
     tq.kv_batch_put(
         keys=batch.keys, partition_id=str(batch.partition_id), fields=TensorDict(nested, batch_size=len(batch))
     )

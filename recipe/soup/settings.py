@@ -108,7 +108,7 @@ class SoupSettings:
     prefix_length: PrefixLengthSettings = field(default_factory=PrefixLengthSettings)
     selection: str = "random"
     """Which of the available prefixes is used: `random`; `failed` or `successful` (of `replay`ed responses, by
-    reward); `entropic`, the one with the largest mean -log-prob."""
+    reward); `entropic`, the one with the largest mean -log-prob (with `replay`, of the whole response)."""
     candidates: int = 1
     """Prefixes to sample for each one that `selection=entropic` uses; `replay` chooses among a visit's responses."""
     schedules: Schedules = field(default_factory=Schedules)
@@ -160,7 +160,7 @@ class SoupSettings:
     @property
     def largest_lag(self) -> int:
         """Over the whole run, in updates."""
-        return max(self.lag, int(self.schedules.lag.end or 0))
+        return max(self.lag, round(self.schedules.lag.end or 0))
 
 
 def refuse(key: str, value: object, why: str) -> SystemExit:

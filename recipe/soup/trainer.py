@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.distillation import is_distillation_enabled
@@ -27,7 +28,7 @@ from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.rows import fetch, sample_columns, without_padding
-from recipe.soup.settings import parse_settings
+from recipe.soup.settings import SoupSettings, parse_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.lookahead import LookaheadSource
 from recipe.soup.sources.replay import ReplaySource
@@ -39,6 +40,13 @@ from verl_ext.versioned_client import VersionedLLMServerClient
 CPU_POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s: most of a step on a laptop, and next to nothing of one on GPUs, where a
 poll would also list many more samples."""
+
+
+def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
+    """With `ratio=decoupled`, let verl weigh each token by truncated pi_old / mu, if it is not told how already."""
+    correction = config.algorithm.get("rollout_correction")
+    if settings.mixes and settings.ratio == "decoupled" and correction.rollout_is is None:
+        correction.rollout_is = "token"
 
 
 class SoupStages(UpdateStage):
@@ -53,9 +61,7 @@ class SoupStages(UpdateStage):
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
-        correction = config.algorithm.get("rollout_correction")
-        if self.settings.mixes and self.settings.ratio == "decoupled" and correction.rollout_is is None:
-            correction.rollout_is = "token"
+        weigh_decoupled(config, self.settings)
         super().__init__(config)
 
     def _init_dataloader(self) -> None:

@@ -69,7 +69,8 @@ class UpdateStage(PPOTrainer):
             metrics.update(lag_metrics(rows))
         metrics.update(self.source.metrics())
         old_log_probs = spliced if RATIOS[self.settings.ratio].splices else rows.current_log_probs
-        store(batch, data["response_mask"], old_log_probs=old_log_probs, prefix_mask=rows.prefix.to(torch.int64))
+        prefix = rows.prefix.to(torch.int64)
+        store(batch, data["response_mask"], {"old_log_probs": old_log_probs, "prefix_mask": prefix})
         return batch
 
     def _train_rows(self, data: Any) -> TrainRows:
@@ -102,10 +103,15 @@ class UpdateStage(PPOTrainer):
         """Hand what has arrived to the source, before the trainer's weights change."""
         seeds, self._arrived = self._arrived, []
         if self.settings.behavior_log_probs == "trainer":
-            temperature = self.config.actor_rollout_ref.rollout.temperature
-            ranks = max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1
-            eos_token_id = self.tokenizer.eos_token_id
-            seeds, mismatch = recompute(seeds, self.actor_rollout_wg, ranks, temperature, eos_token_id)
+            rollout = self.config.actor_rollout_ref.rollout
+            seeds, mismatch = recompute(
+                seeds,
+                self.actor_rollout_wg,
+                ranks=max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1,
+                micro_batch_size=rollout.log_prob_micro_batch_size_per_gpu,
+                temperature=rollout.temperature,
+                eos_token_id=self.tokenizer.eos_token_id,
+            )
             metrics["soup/prefix/engine_mismatch/mean"] = float(np.mean(mismatch)) if mismatch else 0.0
             metrics["soup/prefix/engine_mismatch/max"] = max(mismatch, default=0.0)
         self.source.harvest(seeds)
@@ -136,7 +142,7 @@ class UpdateStage(PPOTrainer):
         advantages = torch.zeros_like(rows.current_log_probs)
         advantages[samples] = BASELINES[self.settings.baseline](inputs)
         advantages = advantages * padded(data["response_mask"], rows.prefix.size(1))
-        store(batch, data["response_mask"], advantages=advantages, returns=advantages)
+        store(batch, data["response_mask"], {"advantages": advantages, "returns": advantages})
 
     def _estimate(self, rewards: torch.Tensor, groups: Any) -> torch.Tensor:
         """verl's estimator on one number a sample."""
@@ -175,7 +181,7 @@ class UpdateStage(PPOTrainer):
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
             mask = padded(data["response_mask"], width) * counts
             fields |= {"response_mask": mask, "loss_mask": mask}
-        store(batch, data["response_mask"], **fields)
+        store(batch, data["response_mask"], fields)
 
     # ------------------------------------------------------------------ the update
 

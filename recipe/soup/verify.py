@@ -1,7 +1,8 @@
 """Recompute a run's old log-probs with plain transformers: was every ratio taken against the right policy?
 
 Needs what verl writes when asked to: samples (`trainer.rollout_data_dir`) and a checkpoint of every step in Hugging
-Face's format (`trainer.save_freq=1` and `hf_model` in `actor_rollout_ref.actor.checkpoint.save_contents`).
+Face's format (`trainer.save_freq=1` and `hf_model` in `actor_rollout_ref.actor.checkpoint.save_contents`). Not for
+`ratio=decoupled`, where prefixes enter with the current policy's log-probs.
 
 Example:
     python -m recipe.soup.verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base

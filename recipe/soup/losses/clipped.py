@@ -23,6 +23,7 @@ def clipped(inputs: LossInputs) -> LossOutputs:
     """
     clip, prefix, advantages = inputs.clip, inputs.prefix, inputs.advantages
     ratio = ratios(inputs)
+    finite = (inputs.log_probs - inputs.old_log_probs).abs() < LOG_RATIO_LIMIT
     low = torch.full_like(ratio, 1 - clip.low).masked_fill(prefix, 1 - clip.prefix_low)
     high = torch.full_like(ratio, 1 + clip.high).masked_fill(prefix, 1 + clip.prefix_high)
     free = -advantages * ratio
@@ -33,7 +34,7 @@ def clipped(inputs: LossInputs) -> LossOutputs:
     is_held = held > free
     return LossOutputs(
         losses=torch.where(negative, torch.minimum(most, single), single),
-        mass=free.detach().abs(),
+        mass=free.detach().abs() * finite,
         clipped_low=is_held & negative,
         clipped_high=is_held & ~negative,
         clipped_dual=(single > most) & negative,

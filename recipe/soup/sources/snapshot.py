@@ -6,6 +6,7 @@ The paper's way, and the only one for the base model, the best model so far or a
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
+from recipe.soup.plan import PromptPlan
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
 from recipe.soup.schedules import lag_at
 from recipe.soup.settings import BY_AGE, SoupSettings
@@ -78,6 +80,10 @@ class SnapshotSource(PrefixSource):
         self._best_awaited = False
         self._sampling: Future[list[Any]] | None = None
         self._waited = 0.0
+
+    def plan(self, ordinal: int, messages: Any) -> PromptPlan:
+        # Prefixes are sampled a step ahead, whatever the age of the policy that samples them.
+        return replace(super().plan(ordinal, messages), lag=1)
 
     # ------------------------------------------------------------------ which policy
 

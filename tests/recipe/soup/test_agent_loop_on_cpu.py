@@ -15,6 +15,7 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY, SoupAgentLoop, SoupAgentLoopOutput
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix
+from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 VERSION = 7
 SAMPLING = {"temperature": 0.7, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
@@ -51,6 +52,37 @@ class FakeEngine:
         return TokenOutput(
             token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason=self.stop_reason, extra_fields=versions
         )
+
+
+class SyncedMeanwhile(FakeEngine, VersionedLLMServerClient):
+    """Its first three tokens of each response are of the version before; a client that tells the versions apart."""
+
+    async def generate(self, request_id: str, **kwargs: Any) -> TokenOutput:
+        output = await super().generate(request_id, **kwargs)
+        output.extra_fields[RUNS_KEY] = [(VERSION - 1, 3), (VERSION, len(output.token_ids) - 3)]
+        output.extra_fields["min_global_steps"] = VERSION - 1
+        return output
+
+
+class Moody(FakeEngine):
+    """Each response has log-probs of its own; the one with the worst is the second. `loses` fail."""
+
+    LOG_PROBS = (-0.5, -2.0, -1.0)
+
+    def __init__(self, loses: dict[int, str] | None = None) -> None:
+        super().__init__()
+        self.loses = loses or {}
+        self.seedings = 0
+
+    async def generate(self, request_id: str, **kwargs: Any) -> TokenOutput:
+        output = await super().generate(request_id, **kwargs)
+        if "max_tokens" in kwargs["sampling_params"]:
+            mood, self.seedings = self.seedings % 3, self.seedings + 1
+            output.log_probs = [self.LOG_PROBS[mood]] * len(output.token_ids)
+            if self.loses.get(mood) == "fails":
+                raise RuntimeError("out of cache")
+            output.stop_reason = self.loses.get(mood, "completed")
+        return output
 
 
 @pytest.fixture
@@ -122,6 +154,28 @@ def test_an_empty_prefix_is_a_pure_sample(run: Any) -> None:
     assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
 
 
+def test_versions_that_changed_in_the_middle_of_a_response_are_told_apart(run: Any) -> None:
+    output = run(SyncedMeanwhile())
+    assert output.policy_versions == [VERSION - 1] * 3 + [VERSION] * 5
+    assert RUNS_KEY not in output.as_dict()["extra_fields"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_versions_that_changed_behind_a_prefix_are_told_apart(run: Any, length: int) -> None:
+    prefix = prefix_of(length)
+    output = run(SyncedMeanwhile(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    assert output.response_ids == prefix.token_ids.tolist() + [5] * (RESPONSE_LENGTH - length)
+    assert output.policy_versions == [4] * length + [VERSION - 1] * 3 + [VERSION] * (RESPONSE_LENGTH - length - 3)
+    assert (output.extra_fields["min_global_steps"], output.extra_fields["max_global_steps"]) == (4, VERSION)
+
+
+def test_a_prefix_of_several_versions_keeps_them(run: Any) -> None:
+    prefix = Prefix(np.arange(2, 5, dtype=np.int32), np.zeros(3, np.float32), ((1, 2), (4, 1)))
+    output = run(SyncedMeanwhile(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    assert output.policy_versions == [1, 1, 4] + [VERSION - 1] * 3 + [VERSION] * 2
+    assert output.extra_fields["min_global_steps"] == 1
+
+
 def test_only_the_sample_that_was_meant_gets_the_prefix(run: Any) -> None:
     orders = PromptOrders(prefixes={0: prefix_of(3)})
     assert run(FakeEngine(), session_id=1, **{ORDERS_KEY: orders}).policy_versions == [VERSION] * RESPONSE_LENGTH
@@ -130,9 +184,9 @@ def test_only_the_sample_that_was_meant_gets_the_prefix(run: Any) -> None:
 
 class TestSeeding:
     @staticmethod
-    def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep") -> list[Seed]:
+    def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep", **order: Any) -> list[Seed]:
         messages = [{"role": "user", "content": "1 2 3=6:"}]
-        orders = PromptOrders(seeds={0: [SeedOrder(40, messages, {0: 2, 1: 4}, on_eos)]})
+        orders = PromptOrders(seeds={0: [SeedOrder(40, messages, {0: 2, 1: 4}, on_eos, **order)]})
         output = run(engine, **{ORDERS_KEY: orders})
         return [Seed.unpack(packed) for packed in output.as_dict()["extra_fields"][SEEDS_KEY]]
 
@@ -161,6 +215,39 @@ class TestSeeding:
         assert [seed.prefix.token_ids.tolist() for seed in cut] == [[5, 5], [5, 5]]
         assert not any(seed.prefix.complete for seed in cut)
         assert [seed.ended for seed in cut] == [seed.ended for seed in kept] == [False, True]
+
+    def test_the_most_surprising_of_three_candidates_is_kept(self, run: Any) -> None:
+        engine = Moody()
+        seeds = self.seeds(run, engine, candidates=3)
+        budgets = [request.sampling_params.get("max_tokens") for request in engine.requests]
+        assert sorted(budget for budget in budgets if budget is not None) == [3, 3, 3, 5, 5, 5]
+        assert [(seed.slot, seed.prefix.log_probs.tolist()) for seed in seeds] == [(0, [-2.0] * 2), (1, [-2.0] * 4)]
+        assert [(seed.answers, seed.sampled) for seed in seeds] == [(3, 9), (3, 15)]
+
+    @pytest.mark.parametrize("loss", ["fails", "aborted"])
+    def test_a_lost_candidate_does_not_lose_the_prefix(self, run: Any, loss: str) -> None:
+        seeds = self.seeds(run, Moody(loses={1: loss}), candidates=3)
+        assert [(seed.slot, set(seed.prefix.log_probs.tolist())) for seed in seeds] == [(0, {-1.0}), (1, {-1.0})]
+        assert [(seed.answers, seed.sampled) for seed in seeds] == [(2, 6), (2, 10)]
+
+    def test_without_any_candidate_there_is_no_prefix(self, run: Any) -> None:
+        assert self.seeds(run, Moody(loses={0: "fails", 1: "aborted", 2: "fails"}), candidates=3) == []
+
+    def test_prompt_ids_come_along_if_they_are_asked_for(self, run: Any) -> None:
+        engine = FakeEngine()
+        seeds = self.seeds(run, engine, with_prompt=True)
+        (seeding,) = {tuple(r.prompt_ids) for r in engine.requests if "max_tokens" in r.sampling_params}
+        (hosting,) = {tuple(r.prompt_ids) for r in engine.requests if "max_tokens" not in r.sampling_params}
+        assert [seed.prompt_ids for seed in seeds] == [list(seeding)] * 2
+        assert seeding != hosting
+        assert [seed.prompt_ids for seed in self.seeds(run, FakeEngine())] == [None, None]
+
+    def test_weights_that_change_meanwhile_go_by_the_client_which_tells_the_versions_apart(self, run: Any) -> None:
+        engine = SyncedMeanwhile()
+        seeds = self.seeds(run, engine)
+        assert [seed.prefix.runs for seed in seeds] == [((VERSION - 1, 2),), ((VERSION - 1, 3), (VERSION, 1))]
+        assert engine.acquired == 0  # a server asked directly would not go on with an interrupted response
+        assert len(engine.requests) == 3
 
     def test_an_aborted_request_leaves_no_seed(self, run: Any) -> None:
         assert self.seeds(run, FakeEngine(stop_reason="aborted")) == []

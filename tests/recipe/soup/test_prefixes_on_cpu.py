@@ -1,17 +1,17 @@
 """Prefixes and their bank."""
 
-import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix, PrefixBank, plan_lengths, tokens_to_ask_for
-from recipe.soup.settings import PrefixLengthSettings
+from recipe.soup.prefixes import Prefix, PrefixBank, tokens_to_ask_for
 
 
 def make_prefix(length: int, version: int = 0) -> Prefix:
@@ -20,7 +20,7 @@ def make_prefix(length: int, version: int = 0) -> Prefix:
 
 class TestFromSampled:
     def test_engine_went_on(self) -> None:
-        prefix = Prefix.from_sampled([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], version=2, length=3, on_eos="keep")
+        prefix = Prefix.from_sampled([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0], [(2, 4)], length=3, on_eos="keep")
         assert prefix.token_ids.tolist() == [5, 6, 7]
         assert prefix.log_probs.tolist() == [-1.0, -2.0, -3.0]
         assert (prefix.versions, prefix.complete) == ([2, 2, 2], False)
@@ -28,12 +28,21 @@ class TestFromSampled:
     @pytest.mark.parametrize("sampled", [1, 2, 3])
     def test_engine_stopped_at_or_before_the_length(self, sampled: int) -> None:
         ids, log_probs = list(range(sampled)), [-0.5] * sampled
-        kept = Prefix.from_sampled(ids, log_probs, version=0, length=3, on_eos="keep")
+        kept = Prefix.from_sampled(ids, log_probs, [(0, sampled)], length=3, on_eos="keep")
         assert kept.token_ids.tolist() == ids
         assert kept.complete
-        cut = Prefix.from_sampled(ids, log_probs, version=0, length=3, on_eos="cut")
+        cut = Prefix.from_sampled(ids, log_probs, [(0, sampled)], length=3, on_eos="cut")
         assert cut.token_ids.tolist() == ids[:-1]
         assert not cut.complete
+
+    @pytest.mark.parametrize(
+        ("length", "runs"), [(1, ((4, 1),)), (2, ((4, 2),)), (3, ((4, 2), (6, 1))), (5, ((4, 2), (6, 2), (7, 1)))]
+    )
+    def test_weights_that_changed_meanwhile(self, length: int, runs: tuple[tuple[int, int], ...]) -> None:
+        sampled = [(4, 2), (6, 2), (7, 2)]
+        prefix = Prefix.from_sampled(list(range(6)), [-1.0] * 6, sampled, length, on_eos="keep")
+        assert prefix.runs == runs
+        assert (len(prefix), prefix.oldest, prefix.newest) == (length, 4, runs[-1][0])
 
     @pytest.mark.parametrize("on_eos", ["keep", "cut"])
     def test_keeping_the_end_is_unbiased_and_cutting_it_is_not(self, on_eos: str) -> None:
@@ -58,7 +67,7 @@ class TestFromSampled:
                 end["historical"] if token == ends_at else 1 - end["historical"]
                 for token in range(1, min(sampled, length) + 1)
             )
-            prefix = Prefix.from_sampled([0] * sampled, [0.0] * sampled, version=0, length=length, on_eos=on_eos)
+            prefix = Prefix.from_sampled([0] * sampled, [0.0] * sampled, [(0, sampled)], length, on_eos)
             weight = math.prod(ratio[prefix.complete and token == len(prefix)] for token in range(1, len(prefix) + 1))
             rest = [(0, 1.0)] if prefix.complete else sequences("current", limit - len(prefix))
             estimate += sum(probability * weight * p * (len(prefix) + n) for n, p in rest)
@@ -95,32 +104,14 @@ class TestFromResponse:
         assert prefix.log_probs.base is None
 
 
+def test_surprise_is_the_mean_of_minus_log_prob() -> None:
+    ids, log_probs = np.arange(2, dtype=np.int32), np.array([-0.5, -1.5], np.float32)
+    assert Prefix(ids, log_probs, ((0, 2),)).surprise == 1.0
+    assert make_prefix(0).surprise == 0.0
+
+
 def test_one_token_more_than_the_prefix_is_asked_for_unless_the_whole_response_is_wanted() -> None:
     assert [tokens_to_ask_for(length, 8) for length in (1, 7, 8)] == [2, 8, 8]
-
-
-class TestPlanLengths:
-    @given(
-        share=st.floats(0, 1), samples=st.integers(1, 16), ordinal=st.integers(0, 10**6), low=st.integers(1, 8),
-        span=st.integers(0, 8),
-    )  # fmt: skip
-    def test_bounds(self, share: float, samples: int, ordinal: int, low: int, span: int) -> None:
-        settings = PrefixLengthSettings("uniform", low, low + span)
-        lengths = plan_lengths(settings, share, samples, seed=1, ordinal=ordinal)
-        assert math.floor(share * samples) <= len(lengths) <= math.ceil(share * samples)
-        assert all(low <= length <= low + span for length in lengths)
-        assert lengths == plan_lengths(settings, share, samples, seed=1, ordinal=ordinal)
-
-    def test_share_is_met_on_average_and_every_length_occurs(self) -> None:
-        settings = PrefixLengthSettings("uniform", 2, 5)
-        plans = [plan_lengths(settings, 0.3, 8, seed=0, ordinal=ordinal) for ordinal in range(4000)]
-        assert np.mean([len(plan) for plan in plans]) == pytest.approx(0.3 * 8, abs=0.05)
-        counts = np.bincount(list(itertools.chain(*plans)), minlength=6)
-        assert counts[2:].min() > 0.9 * counts[2:].mean()
-        assert counts[:2].sum() == 0
-
-    def test_fixed_is_always_the_maximum(self) -> None:
-        assert plan_lengths(PrefixLengthSettings("fixed", 1, 7), 1.0, 4, seed=0, ordinal=0) == [7] * 4
 
 
 class TestBank:
@@ -142,6 +133,7 @@ class TestBank:
         bank.take(3)
         assert (bank.nbytes, len(bank)) == (8 * 900, 9)
 
+    @settings(deadline=None)
     @given(lengths=st.lists(st.integers(0, 9), max_size=12))
     def test_survives_a_checkpoint(self, lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.mktemp("bank") / "bank.npz"
@@ -181,13 +173,39 @@ class TestOrders:
         assert orders.take(1) == (None, [order])
         assert orders == PromptOrders()
 
+    @staticmethod
+    def answer(log_probs: list[float], **extra: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            token_ids=list(range(len(log_probs))), log_probs=log_probs, extra_fields={"global_steps": 3, **extra}
+        )
+
+    def test_of_several_answers_the_most_surprising_prefix_becomes_the_seed(self) -> None:
+        answers = [self.answer([-1.0, -1.0, -9.0]), self.answer([-2.0, -1.5, 0.0]), self.answer([-0.1])]
+        seed = Seed.from_answers(SeedOrder(9, [], {1: 2}, "keep", candidates=3), 1, 2, answers, [7, 8])
+        assert seed.prefix.log_probs.tolist() == [-2.0, -1.5]  # the token behind the prefix does not count
+        assert (seed.ordinal, seed.slot, seed.prefix.runs, seed.ended) == (9, 1, ((3, 2),), False)
+        assert (seed.sampled, seed.answers, seed.prompt_ids) == (7, 3, [7, 8])
+        ended = Seed.from_answers(SeedOrder(9, [], {1: 2}, "keep"), 1, 2, [answers[2], self.answer([0.0] * 3)])
+        assert (ended.ended, ended.prefix.complete, ended.answers) == (True, True, 2)
+
+    def test_runs_of_versions_go_before_the_last_version(self) -> None:
+        answer = self.answer([-1.0] * 4, policy_runs=[(1, 2), (3, 2)])
+        assert Seed.from_answers(SeedOrder(9, [], {0: 3}, "keep"), 0, 3, [answer]).prefix.runs == ((1, 2), (3, 1))
+
     def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
         buffer = np.arange(100, dtype=np.int32)
         packed = Seed(
-            4, 1, Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True), sampled=3, ended=True
+            ordinal=4,
+            slot=1,
+            prefix=Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True),
+            sampled=3,
+            ended=True,
+            answers=2,
+            prompt_ids=[7, 8],
         ).pack()
         assert not any(isinstance(value, Prefix) for value in packed.values())
         packed["prefix"]["runs"] = [list(run) for run in packed["prefix"]["runs"]]  # what msgpack makes of tuples
         seed = Seed.unpack(packed)
         assert (seed.ordinal, seed.slot, seed.prefix.versions, seed.prefix.complete) == (4, 1, [5, 6, 6], True)
+        assert (seed.sampled, seed.ended, seed.answers, seed.prompt_ids) == (3, True, 2, [7, 8])
         assert seed.prefix.token_ids.base is None

@@ -1,4 +1,4 @@
-"""The real path: main_ppo, Ray, FSDP2 and vLLM on the CPU. Seven runs, shared by the tests below."""
+"""The real path: main_ppo, Ray, FSDP2 and vLLM on the CPU. Eight runs, shared by the tests below."""
 
 import json
 import os
@@ -24,6 +24,7 @@ FAR = 1e-2  # what another version's log-probs must be away at least, at its mos
 STARTED = 300.0  # seconds until the first steps are through, on a busy machine
 UNLIKELY = 2.2  # Kolmogorov's statistic of a uniform sample is larger in one of ten thousand cases
 FLAKY = Path(__file__).parents[2] / "flaky_reward.py"
+PARITY = Path(__file__).parents[2] / "parity_reward.py"
 
 
 def assert_exact(comparisons: dict[str, Comparison]) -> None:
@@ -222,9 +223,10 @@ def test_a_resumed_run_goes_on_with_its_past_weights(
 
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """24 prompts, eight a step: they come again every third step."""
+    """24 prompts, eight a step: they come again every third step. Not with the default ratio."""
     overrides = ["algorithm.soup.source=replay", "algorithm.soup.mixed_share=0.75", "data.train_max_samples=24"]
     overrides += ["trainer.total_epochs=100", "trainer.total_training_steps=9", "algorithm.soup.prefix_length.max=16"]
+    overrides += ["algorithm.soup.ratio=shaped", "algorithm.soup.behavior_log_probs=trainer"]
     run = RealRun(tmp_path_factory.mktemp("replay"), clean_environ, "algorithm=soup", *overrides)
     assert run.finish(STARTED) == 0, run.log[-4000:]
     return run
@@ -250,6 +252,15 @@ def test_a_replayed_prefix_is_one_that_its_prompt_left_at_its_last_visit(replay:
             assert any(r["response_ids"][: len(prefix)] == prefix for r in earlier)
 
 
+def test_a_shaped_ratio_has_no_clip_on_the_prefix_and_gradients_flow(replay: RealRun) -> None:
+    for step, metrics in replay.metrics("soup").items():
+        assert metrics["actor/grad_norm"] > 0
+        assert (metrics["soup/loss/prefix/tokens"] > 0) == (step > 3)
+        clips = [metrics[f"soup/loss/prefix/clip_fraction/{side}"] for side in ("low", "high", "dual")]
+        assert clips == [0, 0, 0]
+        assert metrics["soup/train/lag_2_to_3/tokens"] > 0 or step <= 3
+
+
 # ---------------------------------------------------------------- everything at once: ramp, cut, refills, failures
 
 
@@ -259,6 +270,12 @@ ROUGH = (
     "algorithm.soup.warm_start=ramp",
     "algorithm.soup.on_eos=cut",
     "algorithm.soup.prefix_length.max=23",
+    "algorithm.soup.lag_distribution=uniform",
+    "algorithm.soup.selection=entropic",
+    "algorithm.soup.candidates=2",
+    "algorithm.soup.samples_per_prefix=2",
+    "algorithm.soup.baseline=two_level",
+    "algorithm.soup.behavior_log_probs=trainer",
     "actor_rollout_ref.rollout.temperature=0.7",
     "algorithm.filter_groups.enable=true",
     f"reward.custom_reward_function.path={FLAKY}",
@@ -272,7 +289,8 @@ ROUGH = (
 
 @pytest.fixture(scope="module")
 def rough(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """Ramp, cut ends, temperature 0.7, filtered groups with refills, a failing grader, epochs of three steps."""
+    """Ramp, cut ends, temperature 0.7, filtered groups with refills, a failing grader, epochs of three steps; drawn
+    lags, chosen and shared prefixes, log-probs by the trainer."""
     run = RealRun(tmp_path_factory.mktemp("rough"), clean_environ, *ROUGH)
     assert run.finish(STARTED + 200) == 0, run.log[-4000:]
     return run
@@ -318,6 +336,62 @@ def test_cut_prefixes_have_no_end_token_and_are_counted(rough: RealRun) -> None:
     assert mixed
     assert all(1 not in row["response_ids"][: row["prefix_length"]] for row in mixed)
     assert sum(metrics["soup/cost/seeds_ended"] for metrics in rough.metrics("soup").values()) > 0
+
+
+def test_two_samples_share_each_prefix_and_differ_behind_it(rough: RealRun) -> None:
+    sharing: dict[tuple, list[dict]] = {}
+    for step, rows in read_samples(rough.samples).items():
+        for row in (row for row in rows if row["prefix_length"]):
+            prompt, sample, _ = row["uid"].rsplit("_", 2)
+            sharing.setdefault((step, prompt, int(sample) // 2), []).append(row)
+    pairs = [pair for pair in sharing.values() if len(pair) == 2]
+    assert len(pairs) > 10
+    for one, other in pairs:
+        length = one["prefix_length"]
+        assert length == other["prefix_length"]
+        assert one["response_ids"][:length] == other["response_ids"][:length]
+        assert one["old_log_probs"][:length] == other["old_log_probs"][:length]
+        assert one["advantage"] == pytest.approx(other["advantage"], abs=1e-5)  # of the shared prefix
+    assert any(one["response_ids"] != other["response_ids"] for one, other in pairs)
+
+
+def test_the_trainer_computes_the_prefixes_log_probs_and_says_how_far_the_engine_was_off(rough: RealRun) -> None:
+    metrics = [m for m in rough.metrics("soup").values() if m["soup/cost/seed_tokens"] > 0]
+    assert all(0 < m["soup/prefix/engine_mismatch/max"] < TOLERANCE for m in metrics)
+
+
+# ---------------------------------------------------------------- weights that change in the middle of a response
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    """verl's trainer with partial rollouts; responses are long and the engine narrow, so that some are interrupted."""
+    overrides = [
+        "trainer.v1.trainer_mode=soup_colocate_async",
+        "algorithm.soup.lag=2",
+        "algorithm.soup.warm_start=pure",
+    ]
+    overrides += ["actor_rollout_ref.rollout.max_num_seqs=24", "actor_rollout_ref.rollout.ignore_eos=true"]
+    overrides += ["data.max_response_length=40", "trainer.total_training_steps=6"]
+    overrides += [f"reward.custom_reward_function.path={PARITY}"]
+    run = RealRun(tmp_path_factory.mktemp("interrupted"), clean_environ, "algorithm=soup", *overrides)
+    assert run.finish(STARTED) == 0, run.log[-4000:]
+    return run
+
+
+def test_interrupted_responses_enter_with_the_log_prob_of_each_tokens_own_version(
+    interrupted: RealRun, countdown_dir: Path
+) -> None:
+    samples = read_samples(interrupted.samples)
+    # Samples 4 to 7 of a prompt never have a historical prefix: what changed their version was a weight sync.
+    pure = [row for rows in samples.values() for row in rows if int(row["uid"].rsplit("_", 2)[1]) >= 4]
+    assert any(len(set(row["policy_versions"])) > 1 for row in pure)
+    assert all(row["policy_versions"] == sorted(row["policy_versions"]) for row in pure)
+    for comparison in verify(interrupted.samples, interrupted.checkpoints, str(countdown_dir / "base_model")).values():
+        assert comparison.claimed
+        # Behind the end of a text, log-probs are so large that float32 rounds them more coarsely.
+        assert max(comparison.claimed) < 10 * TOLERANCE
+        assert all(max(differences) > FAR for differences in comparison.others.values())
 
 
 # ---------------------------------------------------------------- resume

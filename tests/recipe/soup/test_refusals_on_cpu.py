@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from recipe.soup.prefixes import PrefixBank
@@ -29,6 +29,19 @@ def sentence(config: DictConfig) -> str:
     assert "\n" not in text
     assert text.endswith(".")
     return text
+
+
+@pytest.fixture(scope="module")
+def example(composed: Compose) -> Callable[..., DictConfig]:
+    """The example's config with some keys changed; composed only once, which takes a third of a second."""
+    base = composed(*BASE)
+
+    def change(*overrides: str) -> DictConfig:
+        config = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        assert isinstance(config, DictConfig)
+        return config
+
+    return change
 
 
 def test_the_example_is_accepted(composed: Compose) -> None:
@@ -51,7 +64,7 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.prefix_length.max=24", ["algorithm.soup.prefix_length.max=24", "23"]),
         ("algorithm.soup.prefix_length.min=0", ["algorithm.soup.prefix_length.min=0"]),
         ("algorithm.soup.prefix_length.min=9", ["algorithm.soup.prefix_length.min=9", "8"]),
-        ("algorithm.soup.prefix_length.distribution=beta", ["prefix_length.distribution=beta", "uniform"]),
+        ("algorithm.soup.prefix_length.distribution=normal", ["prefix_length.distribution=normal", "uniform"]),
         ("algorithm.soup.warm_start=cold", ["algorithm.soup.warm_start=cold", "pure, fill, ramp"]),
         ("algorithm.soup.on_eos=drop", ["algorithm.soup.on_eos=drop", "keep, cut"]),
         ("algorithm.soup.source=memory", ["algorithm.soup.source=memory", "lookahead, snapshot, replay"]),
@@ -60,7 +73,7 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.snapshot.eviction=lru", ["snapshot.eviction=lru", "log_spaced"]),
         ("algorithm.soup.snapshot.storage=tape", ["snapshot.storage=tape", "memory, disk"]),
         ("algorithm.soup.snapshot.placement=cloud", ["snapshot.placement=cloud", "standalone"]),
-        ("algorithm.soup.ratio=shaped", ["algorithm.soup.ratio=shaped", "behavior"]),
+        ("algorithm.soup.ratio=none", ["algorithm.soup.ratio=none", "behavior"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
         ("+algorithm.soup.prefix_length.mean=3", ["algorithm.soup.prefix_length.mean=3"]),
         (f"{ROLLOUT}.top_p=0.9", [f"{ROLLOUT}.top_p=0.9", "1.0"]),
@@ -89,10 +102,208 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("data.image_key=prompt", ["data.image_key=prompt", "multimodal"]),
     ],
 )
-def test_refused(composed: Compose, override: str, words: list[str]) -> None:
-    text = sentence(composed(*BASE, override))
+def test_refused(composed: Compose, example: Compose, override: str, words: list[str]) -> None:
+    text = sentence(composed(*BASE, override) if override.startswith("+") else example(override))
     for word in words:
         assert word in text
+
+
+FULL = {
+    "soup": "algorithm.soup",
+    "length": "algorithm.soup.prefix_length",
+    "schedules": "algorithm.soup.schedules",
+    "snapshot": "algorithm.soup.snapshot",
+    "correction": "algorithm.rollout_correction",
+    "estimator": "algorithm.adv_estimator",
+    "loss": "actor_rollout_ref.actor.policy_loss.loss_mode",
+}
+
+
+def spelled_out(override: str) -> str:
+    """`soup.lag=1` as `algorithm.soup.lag=1`, and so on."""
+    head = override.replace("=", ".").split(".")[0]
+    return FULL.get(head, head) + override.removeprefix(head)
+
+
+SHAPES = "choose one of constant, linear, cosine"
+GROW = "schedules.mixed_share.shape=linear"
+FRACTION = "length.unit=fraction length.min=null length.max=null"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused", "advice"),
+    [
+        # Names.
+        ("", "soup.lag_distribution=normal", "choose one of fixed, uniform, geometric"),
+        ("", "length.distribution=normal", "choose one of uniform, fixed, beta, whole"),
+        ("", "length.unit=words", "choose one of tokens, fraction"),
+        ("", "soup.selection=longest", "choose one of random, failed, successful, entropic"),
+        ("", "schedules.mixed_share.shape=step", SHAPES),
+        ("", "schedules.prefix_length.shape=step", SHAPES),
+        ("", "schedules.lag.shape=step", SHAPES),
+        ("", "soup.behavior_log_probs=engine", "choose one of rollout, trainer"),
+        ("", "soup.ratio=none", "choose one of behavior, decoupled, detached, shaped, luffy"),
+        ("", "soup.loss_tokens=prefix", "choose one of all, trained"),
+        ("", "soup.baseline=critic", "choose one of group, separate, two_level"),
+        # The loss.
+        ("", "soup.shaping_gamma=0", "above 0"),
+        ("", "soup.prefix_clip.low=-0.1", "0 or more, inf for no clip"),
+        ("", "soup.prefix_clip.high=-0.1", "0 or more, inf for no clip"),
+        ("soup.ratio=shaped", "soup.prefix_clip.low=0.2", "ratio=shaped has no clip; drop it"),
+        ("soup.ratio=luffy", "soup.prefix_clip.high=0.2", "ratio=luffy has no clip; drop it"),
+        ("soup.ratio=detached", "soup.prefix_clip.high=inf", "ratio=detached has no clip; drop it"),
+        ("", "soup.prefix_gradient=1.1", "between 0 (none) and 1 (all)"),
+        ("", "soup.prefix_gradient=-0.1", "between 0 (none) and 1 (all)"),
+        ("soup.source=replay length.distribution=whole", "soup.prefix_gradient=0", "teach nothing"),
+        ("", "soup.second_moment=0", "above 0; null for none"),
+        ("soup.source=snapshot", "soup.behavior_log_probs=trainer", "use rollout"),
+        ("", "soup.baseline=two_level", "set algorithm.soup.samples_per_prefix to 2 or more"),
+        # Schedules.
+        ("", "schedules.mixed_share.end=0.1", "give it with linear or cosine only"),
+        ("", "schedules.prefix_length.end=3", "give it with linear or cosine only"),
+        ("", "schedules.lag.end=3", "give it with linear or cosine only"),
+        (f"{GROW} schedules.mixed_share.end=1", "schedules.mixed_share.steps=1", "use more than"),
+        ("", "schedules.lag.warmup=-1", "counts steps; use 0 or more"),
+        ("", "schedules.prefix_length.warmup=-1", "counts steps; use 0 or more"),
+        (GROW, "schedules.mixed_share.end=1.5", "between 0 and 1"),
+        (GROW, "schedules.mixed_share.end=-0.5", "between 0 and 1"),
+        ("schedules.lag.shape=cosine", "schedules.lag.end=-1", "use 0 or more"),
+        ("schedules.prefix_length.shape=linear", "schedules.prefix_length.end=24", "use 0 to 23"),
+        ("schedules.prefix_length.shape=linear", "schedules.prefix_length.end=-1", "use 0 to 23"),
+        (f"{FRACTION} schedules.prefix_length.shape=linear", "schedules.prefix_length.end=1.5", "use 0 to 1,"),
+        # Selection.
+        ("", "soup.selection=failed", "use source=replay"),
+        ("soup.source=snapshot", "soup.selection=successful", "use source=replay"),
+        ("", "soup.candidates=0", "sample at least 1"),
+        ("", "soup.candidates=3", "otherwise use 1"),
+        ("soup.selection=entropic", "soup.candidates=1", "among 2 or more"),
+        ("soup.selection=entropic soup.source=replay", "soup.candidates=2", "otherwise use 1"),
+        # Lengths.
+        ("", "length.alpha=0", "above 0"),
+        ("", "length.beta=-2", "above 0"),
+        (FRACTION, "length.max=0", "above 0 and up to 1"),
+        (FRACTION, "length.max=8", "above 0 and up to 1"),
+        (f"{FRACTION} length.max=0.25", "length.min=0.5", "from 0 to max"),
+        (f"{FRACTION} length.max=0.25", "length.min=-0.5", "from 0 to max"),
+        ("", "length.max=23.5", "1 to data.max_response_length - 1 = 23"),
+        ("", "length.min=0.5", "use 1 to prefix_length.max = 8"),
+        # Sharing: rollout.n is 8.
+        ("", "soup.samples_per_prefix=0", "one sample or more"),
+        ("", "soup.samples_per_prefix=3", "use a divisor of it"),
+        ("", "soup.samples_per_prefix=16", "use a divisor of it"),
+        # Snapshots, for the largest lag of the run.
+        (
+            "soup.source=snapshot soup.lag=1 schedules.lag.shape=linear schedules.lag.end=9",
+            "snapshot.keep=2",
+            "keep 3 or more",
+        ),
+        ("soup.source=snapshot", "snapshot.eviction=log_spaced", "use policy=pool, or eviction=oldest"),
+        # verl's estimators and losses.
+        ("", "estimator=gae", "choose one of soup, grpo"),
+        ("soup.source=replay", "estimator=remax", "choose one of soup, grpo"),
+        ("soup.baseline=separate", "estimator=gpg", "use soup or rloo"),
+        ("soup.baseline=two_level soup.samples_per_prefix=2", "estimator=grpo_passk", "use soup or rloo"),
+        ("soup.ratio=shaped", "loss=vanilla", "set it to soup"),
+        ("soup.ratio=detached", "loss=gspo", "set it to soup"),
+        ("soup.prefix_clip.low=0.5", "loss=vanilla", "set it to soup"),
+        ("soup.prefix_clip.high=inf", "loss=vanilla", "set it to soup"),
+        ("correction.bypass_mode=true", "soup.ratio=decoupled", "bypass_mode=true saves; set that to false"),
+        ("correction.bypass_mode=true", "soup.prefix_gradient=0.5", "bypass_mode=true saves; set that to false"),
+        ("correction.bypass_mode=true", "soup.second_moment=1.0", "bypass_mode=true saves; set that to false"),
+        ("correction.bypass_mode=true", "soup.behavior_log_probs=trainer", "bypass_mode=true saves; set that to false"),
+    ],
+)
+def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advice: str) -> None:
+    refused = spelled_out(refused)
+    key, value = refused.split("=")
+    config = example(*map(spelled_out, overrides.split()), refused)
+    text = sentence(config)
+    found = re.match(r"([\w.]+)=(\S+): ", text)
+    assert found is not None, text
+    assert found.group(1) == key
+    # A number may be written in another way, 0 as 0.0.
+    assert found.group(2) == value or float(found.group(2)) == float(value)
+    assert advice in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "soup.lag_distribution=uniform",
+        "soup.lag_distribution=geometric soup.source=snapshot",
+        "length.distribution=beta length.alpha=0.1 length.beta=9 length.max=23",
+        "length.unit=fraction length.min=0 length.max=1",
+        FRACTION,
+        "soup.selection=failed soup.source=replay",
+        "soup.selection=successful soup.source=replay",
+        "soup.selection=entropic soup.source=replay",
+        "soup.selection=entropic soup.candidates=2",
+        "soup.selection=entropic soup.candidates=5 soup.source=snapshot",
+        "soup.ratio=decoupled",
+        "soup.ratio=detached",
+        "soup.ratio=shaped soup.shaping_gamma=0.01",
+        "soup.ratio=luffy",
+        "soup.prefix_clip.low=0 soup.prefix_clip.high=inf",
+        "soup.prefix_gradient=0",
+        "soup.prefix_gradient=1",
+        "soup.second_moment=0.04",
+        "soup.loss_tokens=trained",
+        "soup.behavior_log_probs=trainer",
+        "soup.behavior_log_probs=trainer soup.source=replay",
+        "soup.baseline=separate estimator=rloo",
+        "soup.baseline=two_level soup.samples_per_prefix=2",
+        "soup.samples_per_prefix=8",
+        f"{GROW} schedules.mixed_share.end=1 schedules.mixed_share.steps=2",
+        "schedules.mixed_share.warmup=100",
+        "schedules.prefix_length.shape=cosine schedules.prefix_length.end=23",
+        "schedules.prefix_length.shape=cosine schedules.prefix_length.end=0",
+        "schedules.lag.shape=cosine schedules.lag.end=0 schedules.lag.warmup=4",
+        "soup.source=snapshot schedules.lag.shape=linear schedules.lag.end=30",
+        "soup.ratio=behavior loss=vanilla estimator=grpo",
+        "soup.ratio=decoupled loss=vanilla",
+        "correction.bypass_mode=true",
+        "correction.bypass_mode=true soup.prefix_gradient=0",
+        "soup.mixed_share=0 estimator=gae",  # nothing is mixed, so nothing has to fit
+        "soup.lag=0 estimator=gae",
+    ],
+)
+def test_within_its_bounds(example: Compose, overrides: str) -> None:
+    check_config(example(*map(spelled_out, overrides.split())))
+
+
+def test_what_is_refused_because_it_mixes_is_refused_if_only_its_schedule_mixes(example: Compose) -> None:
+    schedule = ["soup.mixed_share=0", GROW, "schedules.mixed_share.end=0.5", "estimator=gae"]
+    assert "algorithm.adv_estimator=gae" in sentence(example(*map(spelled_out, schedule)))
+
+
+def test_no_clip_is_spelled_inf_on_the_command_line(composed: Compose) -> None:
+    config = composed(*BASE, "algorithm.soup.prefix_clip.high=inf")
+    check_config(config)
+    assert parse_settings(config.algorithm.soup, 24).prefix_clip.high == float("inf")
+
+
+def test_the_largest_lag_of_a_schedule_decides_how_many_snapshots_are_kept(example: Compose) -> None:
+    overrides = ["soup.source=snapshot", "soup.lag=2", "schedules.lag.shape=linear", "schedules.lag.end=17"]
+    config = example(*map(spelled_out, overrides))
+    assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 5  # 16 updates behind the newest, every 4
+
+
+@pytest.mark.parametrize("mode", ["auto", "resume_path"])
+def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path: Path, mode: str) -> None:
+    overrides = ["trainer.v1.trainer_mode=soup_colocate_async", f"trainer.default_local_dir={tmp_path}"]
+    check_config(example(*overrides))
+    check_config(example(*overrides, "trainer.resume_mode=auto"))  # in a folder without a checkpoint
+    folder = tmp_path / "global_step_4"
+    folder.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
+    overrides += [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={folder}"]
+    text = sentence(example(*overrides))
+    assert text.startswith("trainer.v1.trainer_mode=soup_colocate_async: ")
+    assert str(folder) in text
+    assert "trainer.resume_mode=disable" in text
+    check_config(example(*overrides, "trainer.resume_mode=disable"))
+    check_config(example(*overrides, "algorithm.soup.mixed_share=0"))  # no prefixes are in flight
 
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,30 +2,37 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.orders import PromptOrders, Seed
+from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix
-from recipe.soup.settings import PrefixLengthSettings, SoupSettings
-from recipe.soup.sources.base import RunFacts
+from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
+from recipe.soup.sources.base import FinishedSample, RunFacts
 from recipe.soup.sources.lookahead import LookaheadSource
 from recipe.soup.sources.queue import target_version
+
+LENGTH = PrefixLengthSettings("fixed", min=1, max=2)
 
 
 class Run:
     """A trainer without training: takes, orders and harvests as the real one does, and records versions."""
 
-    def __init__(self, lag: int, warm_start: str, last_step: int, per_step: int = 4, chunk_size: int = 4) -> None:
+    def __init__(
+        self, lag: int, warm_start: str, last_step: int, per_step: int = 4, chunk_size: int = 4, **settings: Any
+    ) -> None:
         self.per_step, self.chunk_size, self.last_step = per_step, chunk_size, last_step
         self.fetched = self.seeded = 0
-        settings = SoupSettings(
-            lag=lag, warm_start=warm_start, mixed_share=1.0, prefix_length=PrefixLengthSettings("fixed", 1, 2)
+        self.source = LookaheadSource(
+            SoupSettings(lag=lag, warm_start=warm_start, mixed_share=1.0, prefix_length=LENGTH, **settings),
+            RunFacts(1, 24, 0, per_step, last_step),
+            self.fetch,
         )
-        self.source = LookaheadSource(settings, RunFacts(1, 24, 0, per_step, last_step), self.fetch)
 
     def fetch(self) -> tuple[None, list[str], int]:
         first, self.fetched = self.fetched, self.fetched + self.chunk_size
@@ -111,6 +118,151 @@ def test_lag_0_looks_ahead_at_nothing() -> None:
     assert ages(run) == [[None] * 4] * 5
 
 
+def assert_exact(run: Run) -> list[int]:
+    """Every prefix is of exactly the version that its prompt's draw asks for; returns their ages."""
+    ages = []
+    for step in range(1, run.last_step + 1):
+        for ordinal, version in run.step(step):
+            plan = run.source.plan(ordinal, f"prompt {ordinal}")
+            wanted = target_version(step, plan.lag, run.source.settings.warm_start)
+            # What this step's own version would have sampled is not historical.
+            assert version == (None if wanted is None or wanted >= step - 1 else wanted)
+            ages += [] if version is None else [step - 1 - version]
+    assert len(run.source.bank) == len(run.source.queue) == 0
+    return ages
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "geometric"])
+@pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
+@pytest.mark.parametrize(("lag", "last_step"), [(1, 6), (5, 30), (16, 40), (50, 9)])
+@pytest.mark.parametrize("chunk_size", [2, 4, 8])
+def test_drawn_lags_are_exact(distribution: str, warm_start: str, lag: int, last_step: int, chunk_size: int) -> None:
+    run = Run(lag, warm_start, last_step, per_step=8, chunk_size=chunk_size, lag_distribution=distribution)
+    ages = set(assert_exact(run))
+    assert max(ages) <= lag
+    if distribution == "uniform" and last_step > lag:
+        assert ages == set(range(1, lag + 1))
+
+
+def test_pure_leaves_a_prompt_unmixed_only_while_its_own_version_does_not_exist() -> None:
+    run = Run(8, "pure", last_step=30, lag_distribution="uniform")
+    mixed = [[version is not None for _, version in run.step(step)] for step in range(1, 31)]
+    assert not any(mixed[0])
+    assert any(any(some) and not all(some) for some in mixed[1:8])
+    assert all(all(some) for some in mixed[8:])
+
+
+@settings(deadline=None)
+@given(
+    lag=st.integers(0, 8),
+    end=st.integers(0, 8),
+    shape=st.sampled_from(["linear", "cosine"]),
+    steps=st.none() | st.integers(2, 25),
+    warmup=st.integers(0, 6),
+    warm_start=st.sampled_from(["pure", "fill", "ramp"]),
+    distribution=st.sampled_from(["fixed", "uniform"]),
+)
+def test_a_lag_that_grows_or_falls_is_exact(
+    lag: int, end: int, shape: str, steps: int | None, warmup: int, warm_start: str, distribution: str
+) -> None:
+    schedules = Schedules(lag=ScheduleSettings(shape, end, steps, warmup))
+    run = Run(lag, warm_start, 20, schedules=schedules, lag_distribution=distribution)
+    ages = assert_exact(run)
+    assert run.fetched == 20 * run.per_step
+    assert max(ages, default=0) <= max(lag, end)
+
+
+@pytest.mark.parametrize(("lag", "end"), [(1, 7), (7, 1)])
+def test_a_scheduled_lag_is_that_of_the_step_that_trains(lag: int, end: int) -> None:
+    run = Run(lag, "pure", last_step=20, schedules=Schedules(lag=ScheduleSettings("linear", end, 13)))
+    moved = np.rint(np.linspace(lag, end, 13)).astype(int).tolist() + [end] * 7
+    expected = [[wanted if wanted < step else None] * 4 for step, wanted in enumerate(moved, start=1)]
+    assert ages(run) == expected
+
+
+def test_a_lag_that_ends_between_two_updates_is_exact() -> None:
+    assert_exact(Run(1, "fill", 20, schedules=Schedules(lag=ScheduleSettings("linear", 2.7, 5))))
+
+
+class TestSeveral:
+    """Four samples a prompt, two prompts a step; step 1 orders the prefixes of step 2."""
+
+    @staticmethod
+    def start(**settings: Any) -> tuple[LookaheadSource, list[SeedOrder]]:
+        settings = {"lag": 1, "warm_start": "fill", "mixed_share": 1.0, "prefix_length": LENGTH, **settings}
+        fetched = iter(range(0, 100, 2))
+
+        def fetch() -> tuple[None, list[str], int]:
+            first = next(fetched)
+            return None, [f"prompt {first}", f"prompt {first + 1}"], first
+
+        source = LookaheadSource(SoupSettings(**settings), RunFacts(4, 24, 0, 2, 10), fetch)
+        source.take(1)
+        rows = [PromptOrders(), PromptOrders()]
+        source.order(1, rows)
+        return source, [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+
+    @staticmethod
+    def answer(token: int, log_prob: float = -1.0) -> SimpleNamespace:
+        return SimpleNamespace(token_ids=[token] * 3, log_probs=[log_prob] * 3, extra_fields={"global_steps": 0})
+
+    def test_samples_share_a_prefix_and_half_the_requests_are_made(self) -> None:
+        alone, _ = self.start()
+        source, orders = self.start(samples_per_prefix=2)
+        assert [sorted(order.lengths) for order in orders] == [[0, 1], [0, 1]]
+        assert alone.metrics()["soup/cost/seed_requests"] == 8
+        assert source.metrics()["soup/cost/seed_requests"] == 4
+        source.harvest(
+            Seed.from_answers(order, slot, length, [self.answer(10 * order.ordinal + slot)])
+            for order in orders
+            for slot, length in order.lengths.items()
+        )
+        chunk, prefixes = source.take(2)
+        for row, slots in enumerate(prefixes):
+            first = 10 * (chunk.first_ordinal + row)
+            tokens = {sample: prefix.token_ids.tolist() for sample, prefix in slots.items()}
+            assert tokens == {0: [first] * 2, 1: [first] * 2, 2: [first + 1] * 2, 3: [first + 1] * 2}
+
+    def test_of_the_candidates_the_most_surprising_is_kept(self) -> None:
+        source, orders = self.start(selection="entropic", candidates=3)
+        assert [(order.candidates, len(order.lengths)) for order in orders] == [(3, 4), (3, 4)]
+        some = [self.answer(7, -0.5), self.answer(8, -2.0), self.answer(9, -1.0)]
+        source.harvest(
+            Seed.from_answers(order, slot, length, some if slot else some[::2])  # of slot 0 the best got lost
+            for order in orders
+            for slot, length in order.lengths.items()
+        )
+        _, prefixes = source.take(2)
+        assert [{sample: prefix.token_ids.tolist() for sample, prefix in slots.items()} for slots in prefixes] == [
+            {0: [9, 9], 1: [8, 8], 2: [8, 8], 3: [8, 8]}
+        ] * 2
+        metrics = source.metrics()
+        assert metrics["soup/cost/seed_requests"] == 3 * 8
+        assert metrics["soup/cost/seeds_lost"] == 2
+        assert metrics["soup/cost/seed_tokens"] == 3 * (3 * 8 - 2)
+
+    @pytest.mark.parametrize(("whose", "wanted"), [("trainer", True), ("rollout", False)])
+    def test_prompt_ids_are_asked_for_if_the_trainer_computes_the_log_probs(self, whose: str, wanted: bool) -> None:
+        _, orders = self.start(behavior_log_probs=whose)
+        assert [order.with_prompt for order in orders] == [wanted] * 2
+
+
+def test_a_fraction_is_of_what_responses_were_like_when_the_prompt_was_fetched(tmp_path: Path) -> None:
+    length = PrefixLengthSettings("fixed", unit="fraction", min=0.0, max=0.5)
+    source, orders = TestSeveral.start(prefix_length=length)
+    assert source.wants_responses
+    assert not TestSeveral.start()[0].wants_responses
+    assert [set(order.lengths.values()) for order in orders] == [{6}, {6}]  # half of half of 24
+    tokens = np.zeros(20, np.int32)
+    source.keep([FinishedSample("prompt 0", 0, tokens, np.zeros(20, np.float32), np.zeros(20, np.int64), 0.0)])
+    source.save(tmp_path)
+    resumed, _ = TestSeveral.start(prefix_length=length)
+    resumed.load(tmp_path)
+    for each in (source, resumed):
+        assert set(each.plan(50, "prompt 50").lengths) == {10}
+
+
+@settings(deadline=None)
 @given(
     lag=st.integers(0, 6),
     warm_start=st.sampled_from(["pure", "fill", "ramp"]),
@@ -148,7 +300,7 @@ class TestCheckpoint:
     def resumed(self, run: Run, path: Path, step: int) -> Run:
         """A new run of the same data that goes on after `step`, with the dataloader put back to the saved place."""
         run.source.save(path)
-        other = Run(run.source.queue.lag, run.source.settings.warm_start, run.last_step)
+        other = Run(run.source.queue.largest_lag, run.source.settings.warm_start, run.last_step)
         other.source.load(path)
         other.fetched = run.source.resume_state(lambda: run.fetched)
         return other
@@ -177,7 +329,7 @@ class TestCheckpoint:
         run = Run(2, "fill", last_step=10)
         run.step(1)
         run.source.save(tmp_path)
-        settings = SoupSettings(lag=2, mixed_share=0.0, prefix_length=PrefixLengthSettings("fixed", 1, 2))
+        settings = SoupSettings(lag=2, mixed_share=0.0, prefix_length=LENGTH)
         unmixed = LookaheadSource(settings, RunFacts(1, 24, 0, 4, 10), run.fetch)
         unmixed.load(tmp_path)
         run.fetched = 4

@@ -3,14 +3,14 @@
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from recipe.soup.orders import PromptOrders
-from recipe.soup.settings import PrefixLengthSettings, SnapshotSettings, SoupSettings
+from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SnapshotSettings, SoupSettings
 from recipe.soup.sources.base import RunFacts
 from recipe.soup.sources.queue import target_version
 from recipe.soup.sources.snapshot import SnapshotSource
@@ -20,10 +20,15 @@ LAST_STEP = 20
 
 
 class Engine:
-    """Answers with tokens of the snapshot's version; `slow` leaves the answers to be finished by hand."""
+    """Answers with tokens of the snapshot's version; `slow` leaves the answers to be finished by hand.
 
-    def __init__(self, slow: bool = False, loses: int | None = None) -> None:
-        self.slow, self.loses = slow, loses
+    Args:
+        loses: answers that never come.
+        log_probs: of the answers' tokens, over and over; its index is what the tokens are.
+    """
+
+    def __init__(self, slow: bool = False, loses: tuple[int, ...] = (), log_probs: tuple[float, ...] = (-1.0,)) -> None:
+        self.slow, self.loses, self.log_probs = slow, loses, log_probs
         self.taken: list[int] = []
         self.calls: list[tuple[int, list[int]]] = []
         self.pending: list[tuple[Future, list[Any]]] = []
@@ -35,12 +40,13 @@ class Engine:
     def sample(self, snapshot: Snapshot, prompts: Any, max_tokens: Any) -> Future:
         self.calls.append((snapshot.version, list(max_tokens)))
         extra = {"global_steps": snapshot.version}
+        which = [index % len(self.log_probs) for index in range(len(max_tokens))]
         answers: list[Any] = [
-            SimpleNamespace(token_ids=[9] * tokens, log_probs=[-1.0] * tokens, extra_fields=extra)
-            for tokens in max_tokens
+            SimpleNamespace(token_ids=[i] * tokens, log_probs=[self.log_probs[i]] * tokens, extra_fields=extra)
+            for i, tokens in zip(which, max_tokens, strict=True)
         ]
-        if self.loses is not None:
-            answers[self.loses] = None
+        for index in self.loses:
+            answers[index] = None
         future: Future = Future()
         if self.slow:
             self.pending.append((future, answers))
@@ -56,12 +62,25 @@ def base(tmp_path: Path) -> str:
 
 
 def make(
-    base: str, engine: Engine, lag: int = 3, warm_start: str = "fill", share: float = 0.5, **snapshot: Any
+    base: str,
+    engine: Engine,
+    lag: int = 3,
+    warm_start: str = "fill",
+    share: float = 0.5,
+    soup: dict[str, Any] | None = None,
+    **snapshot: Any,
 ) -> SnapshotSource:
-    chosen = SnapshotSettings(**{"every": 1, **snapshot})
-    chosen.keep = chosen.keep or chosen.needed(lag)
-    length = PrefixLengthSettings("fixed", 1, 4)
-    settings = SoupSettings("snapshot", lag, share, length, warm_start, snapshot=chosen)
+    """`soup`: further keys of `algorithm.soup`; `snapshot`: those of `algorithm.soup.snapshot`."""
+    settings = SoupSettings(
+        source="snapshot",
+        lag=lag,
+        mixed_share=share,
+        prefix_length=PrefixLengthSettings("fixed", min=1, max=4),
+        warm_start=warm_start,
+        snapshot=SnapshotSettings(**{"every": 1, **snapshot}),
+        **(soup or {}),
+    )
+    settings.snapshot.keep = settings.snapshot.keep or settings.snapshot.needed(settings.largest_lag)
     fetched = iter(range(0, 1000, 2))
 
     def fetch() -> tuple[None, list[Any], int]:
@@ -94,6 +113,38 @@ def test_every_step_has_the_versions_that_the_lookahead_would_have_given_it(
         assert step(source, number) == (set() if version is None or version >= number - 1 else {version})
 
 
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
+@pytest.mark.parametrize("distribution", ["uniform", "geometric"])
+@pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
+def test_a_lag_is_drawn_for_each_step(base: str, warm_start: str, distribution: str, placement: str) -> None:
+    source = make(base, Engine(), 4, warm_start, placement=placement, soup={"lag_distribution": distribution})
+    steps = {number: step(source, number) for number in range(1, LAST_STEP + 1)}
+    assert all(len(versions) <= 1 for versions in steps.values())  # one engine holds one version
+    ages = {number: number - 1 - version for number, versions in steps.items() for version in versions}
+    assert {1, 2, 3} <= set(ages.values()) <= {1, 2, 3, 4}
+    if warm_start == "pure":
+        assert set(range(5, LAST_STEP + 1)) < set(ages)
+        assert 0 < len([number for number in ages if number < 5]) < 4
+    else:
+        assert set(ages) == set(range(2, LAST_STEP + 1))
+    if warm_start == "ramp":
+        assert all(age <= number // 2 for number, age in ages.items())
+
+
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
+@pytest.mark.parametrize(("lag", "end"), [(1, 9), (9, 1), (8, 0), (0, 8)])
+@pytest.mark.parametrize("warm_start", ["pure", "fill"])
+def test_a_lag_that_grows_or_falls(base: str, warm_start: str, lag: int, end: int, placement: str) -> None:
+    """By 1 a step, from step 4 on, after a warm-up."""
+    schedule = ScheduleSettings("linear", end, 4 + abs(end - lag), 3)
+    source = make(base, Engine(), lag, warm_start, placement=placement, soup={"schedules": Schedules(lag=schedule)})
+    for number in range(1, LAST_STEP + 1):
+        since = min(max(number - 4, 0), abs(end - lag))
+        moved = lag + since * (1 if end > lag else -1) if number >= 4 else round(lag * number / 4)
+        version = target_version(number, moved, warm_start)
+        assert step(source, number) == (set() if version is None or version >= number - 1 else {version})
+
+
 @pytest.mark.parametrize("every", [2, 4])
 def test_with_fewer_snapshots_prefixes_are_at_least_as_old_as_the_lag(base: str, every: int) -> None:
     engine = Engine()
@@ -112,6 +163,15 @@ def test_base_is_version_0_and_needs_no_snapshot(base: str) -> None:
     source = make(base, engine, policy="base")
     assert [step(source, number) for number in range(1, 5)] == [set(), {0}, {0}, {0}]
     assert engine.taken == []
+
+
+@pytest.mark.parametrize("policy", ["base", "best", "pool", "foreign"])
+def test_a_policy_that_does_not_go_by_lag_needs_none(base: str, policy: str) -> None:
+    source = make(base, Engine(), lag=0, policy=base if policy == "foreign" else policy)
+    assert source.mixes
+    versions = [step(source, number) for number in range(1, 6)]
+    assert versions[0] == set()
+    assert all(len(some) == 1 for some in versions[1:])
 
 
 @pytest.mark.parametrize("placement", ["colocated", "standalone"])
@@ -142,7 +202,7 @@ def test_another_models_weights_are_of_no_version(base: str) -> None:
 
 
 def test_one_token_more_is_asked_for_and_the_cost_is_counted(base: str) -> None:
-    engine = Engine(loses=1)
+    engine = Engine(loses=(1,))
     source = make(base, engine)
     source.take(2)
     source.order(2, [])
@@ -151,6 +211,54 @@ def test_one_token_more_is_asked_for_and_the_cost_is_counted(base: str) -> None:
     metrics = source.metrics()
     assert (metrics["soup/cost/seed_requests"], metrics["soup/cost/seeds_lost"]) == (4, 1)
     assert metrics["soup/cost/seed_tokens"] == 15
+
+
+def prefixes_of(source: SnapshotSource) -> list[dict[int, tuple[int, float]]]:
+    """For each prompt of step 3: first token and log-prob of each sample's prefix."""
+    source.take(2)
+    source.order(2, [PromptOrders(), PromptOrders()])
+    source.generated(2)
+    _, prefixes = source.take(3)
+    return [
+        {sample: (int(prefix.token_ids[0]), round(float(prefix.log_probs[0]), 3)) for sample, prefix in slots.items()}
+        for slots in prefixes
+    ]
+
+
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
+class TestSeveral:
+    """Two prompts a step, four samples each, all mixed."""
+
+    def test_samples_share_a_prefix_and_half_the_requests_are_made(self, base: str, placement: str) -> None:
+        engine = Engine(log_probs=(-1.0, -2.0, -3.0, -4.0))
+        source = make(base, engine, share=1.0, soup={"samples_per_prefix": 2}, placement=placement)
+        a, b, c, d = ((index, -1.0 - index) for index in range(4))
+        assert prefixes_of(source) == [{0: a, 1: a, 2: b, 3: b}, {0: c, 1: c, 2: d, 3: d}]
+        assert [len(tokens) for _, tokens in engine.calls] == [4]
+        assert source.metrics()["soup/cost/seed_requests"] == 4
+        alone = Engine()
+        prefixes_of(make(base, alone, share=1.0, placement=placement))
+        assert [len(tokens) for _, tokens in alone.calls] == [8]
+
+    ENTROPIC: ClassVar = {"selection": "entropic", "candidates": 3}
+
+    def test_of_the_candidates_the_most_surprising_is_kept(self, base: str, placement: str) -> None:
+        engine = Engine(log_probs=(-1.0, -0.5, -2.0))
+        source = make(base, engine, soup=self.ENTROPIC, placement=placement)
+        assert prefixes_of(source) == [{0: (2, -2.0), 1: (2, -2.0)}] * 2
+        assert engine.calls == [(0, [5] * 12)]
+        metrics = source.metrics()
+        assert (metrics["soup/cost/seed_requests"], metrics["soup/cost/seeds_lost"]) == (12, 0)
+        assert metrics["soup/cost/seed_tokens"] == 12 * 5
+
+    def test_a_lost_candidate_does_not_lose_the_prefix(self, base: str, placement: str) -> None:
+        engine = Engine(log_probs=(-1.0, -0.5, -2.0), loses=(2, 6, 7, 8))
+        source = make(base, engine, soup=self.ENTROPIC, placement=placement)
+        # Of the first prefix the best candidate is lost; of the third all are, and nobody else's takes its place.
+        assert prefixes_of(source) == [{0: (0, -1.0), 1: (2, -2.0)}, {1: (2, -2.0)}]
+        metrics = source.metrics()
+        assert (metrics["soup/cost/seed_requests"], metrics["soup/cost/seeds_lost"]) == (12, 4)
+        assert metrics["soup/cost/seed_tokens"] == 8 * 5
 
 
 def test_standalone_samples_while_the_trainer_goes_on(base: str) -> None:

@@ -1,0 +1,91 @@
+"""Prefix log-probs by the trainer, through verl's real worker, against plain transformers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transfer_queue as tq
+from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
+from transformers import AutoModelForCausalLM
+
+from recipe.soup.orders import Seed
+from recipe.soup.plan import PromptPlan
+from recipe.soup.prefixes import Prefix
+from recipe.soup.recompute import recompute
+from recipe.soup.rows import SEEDS_KEY
+from recipe.soup.sources.queue import Chunk
+from recipe.soup.trainer import SoupTrainer
+
+pytestmark = pytest.mark.usefixtures("process_group")
+EOS = 1
+CHUNK = Chunk(None, first_ordinal=32, messages=[""] * 16, plans=[PromptPlan([], 2)] * 16)
+DYNAMIC = (
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=true",
+    "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=256",
+    "actor_rollout_ref.actor.use_dynamic_bsz=true",
+)
+
+
+@pytest.fixture(autouse=True)
+def cleared(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    def clear(keys: list[str], partition_id: str) -> None:
+        for key in keys:
+            del store.rows[key]
+
+    monkeypatch.setattr(tq, "kv_clear", clear)
+
+
+def seeds_of(count: int) -> list[Seed]:
+    rng = np.random.default_rng(0)
+    seeds = []
+    for ordinal in range(count):
+        length = int(rng.integers(0, 9))
+        ids = rng.integers(2, 16, size=length).astype(np.int32)
+        prefix = Prefix(ids, -rng.random(length).astype(np.float32), ((STEP - 1, length),) if length else ())
+        seeds.append(Seed(ordinal, 0, prefix, length + 1, False, prompt_ids=rng.integers(2, 16, size=7).tolist()))
+    return seeds
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("count", "ranks", "micro"), [(1, 1, 32), (7, 2, 3), (33, 1, 32), (9, 4, None)])
+def test_log_probs_are_the_models(
+    count: int, ranks: int, micro: int | None, temperature: float, composed: Any, store: Store, countdown_dir: Any
+) -> None:
+    """Any number of prefixes, whatever the number of ranks and the size of micro-batches."""
+    config = composed(*COUNTDOWN, "algorithm=soup", *(() if micro else DYNAMIC))
+    group, seeds = WorkerGroup(config, store), seeds_of(count)
+    new, mismatch = recompute(seeds, group, ranks, micro, temperature, EOS)
+    model = AutoModelForCausalLM.from_pretrained(countdown_dir / "base_model", dtype=torch.float32)
+    assert [seed.ordinal for seed in new] == list(range(count))
+    for old, seed in zip(seeds, new, strict=True):
+        assert old.prompt_ids is not None
+        length = len(old.prefix)
+        ids = torch.tensor(old.prompt_ids + old.prefix.token_ids.tolist())
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, len(old.prompt_ids) - 1 : -1] / temperature
+        expected = logits.double().log_softmax(-1).gather(-1, ids[len(old.prompt_ids) :, None])[:, 0].numpy()[:length]
+        assert seed.prefix.log_probs == pytest.approx(expected, abs=1e-5)
+        assert seed.prefix.token_ids.tolist() == old.prefix.token_ids.tolist()
+        assert seed.prefix.runs == old.prefix.runs
+        assert seed.prefix.log_probs.dtype == np.float32
+    differences = [abs(a.prefix.log_probs - b.prefix.log_probs) for a, b in zip(seeds, new, strict=True)]
+    assert mismatch == pytest.approx(np.concatenate(differences).tolist())
+    assert store.rows == {}  # nothing is left behind
+
+
+def test_the_bank_gets_the_trainers_log_probs_before_the_update(composed: Any, store: Store) -> None:
+    config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.behavior_log_probs=trainer")
+    trainer = make_trainer(SoupTrainer, config, WorkerGroup(config, store))
+    trainer.actor_rollout_wg._query_dispatch_info = lambda name: [0]
+    trainer.source.queue.append(CHUNK)
+    batch = recorded(store)
+    prefix = Prefix(np.array([3, 4], dtype=np.int32), np.zeros(2, np.float32), ((STEP - 1, 2),))
+    seed = Seed(40, 0, prefix, 3, False, prompt_ids=[5, 6, 7])
+    store.rows[batch.keys[0]]["extra_fields"][SEEDS_KEY] = [seed.pack()]
+    metrics: dict = {}
+    trainer._compute_old_log_prob(batch, metrics)
+    kept = trainer.source.bank.take(40)[0]
+    assert kept.runs == ((STEP - 1, 2),)
+    assert (kept.log_probs < 0).all()
+    assert metrics["soup/prefix/engine_mismatch/max"] == pytest.approx(-kept.log_probs.min())
