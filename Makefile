@@ -37,7 +37,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 	$(RUN) algorithm=grpo
 	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
 
-test: check ## every check and test (about seventeen minutes on two cores)
+test: check ## every check and test (about twenty minutes on two cores)
 	$(BIN)/python -m pytest
 
 check: install ## style and types
@@ -45,10 +45,10 @@ check: install ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: install ## tests without Ray (about two minutes)
+unit: install ## tests without Ray (about five minutes)
 	$(BIN)/python -m pytest -m "not real_run"
 
-real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
+real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fifteen minutes)
 	$(BIN)/python -m pytest -m real_run
 
 clean: ## the environment and everything that runs wrote here

@@ -120,6 +120,8 @@ def soup_loss(
         loss, metrics = ppo_loss(config, model_output, data, dp_group)
     finally:
         _micro_batch.reset(token)
+    if config.policy_loss.get("loss_mode", "vanilla") not in ("soup", "vanilla"):
+        return loss, metrics  # another loss, of which these sums would not be true
     with torch.no_grad():
         log_prob = no_padding_2_padding(model_output["log_probs"], data).detach()
         clip = clip_ranges(settings, config)

@@ -98,9 +98,15 @@ def _check_schedules(settings: SoupSettings) -> None:
         schedule: ScheduleSettings = _get(settings, key)
         moves = schedule.shape != "constant"
         _demand(settings, f"{key}.end", moves == (schedule.end is not None), "give it with linear or cosine only.")
+        for_nothing = schedule.steps is not None and not moves
+        _demand(settings, f"{key}.steps", not for_nothing, "give it with linear or cosine only.")
         fits = schedule.steps is None or schedule.steps > schedule.warmup + 1
         _demand(settings, f"{key}.steps", fits, f"use more than {key}.warmup + 1 = {schedule.warmup + 1} steps.")
         _demand(settings, f"{key}.warmup", schedule.warmup >= 0, "counts steps; use 0 or more.")
+    lag, aged = settings.schedules.lag, settings.source != "replay"
+    _demand(settings, "schedules.lag.shape", aged or lag.shape == "constant", "source=replay has no lag; drop it.")
+    drawn = settings.lag_distribution != "fixed"
+    _demand(settings, "lag_distribution", aged or not drawn, "source=replay has no lag; use fixed.")
     end = settings.schedules.mixed_share.end
     _demand(settings, "schedules.mixed_share.end", end is None or 0 <= end <= 1, "a share lies between 0 and 1.")
     end = settings.schedules.lag.end
@@ -136,6 +142,8 @@ def _check_lengths(settings: SoupSettings, response_length: int) -> None:
         _demand(
             settings, "prefix_length.distribution", not moves, "has no length that schedules.prefix_length could move."
         )
+        alone = settings.samples_per_prefix == 1
+        _demand(settings, "samples_per_prefix", alone, "samples that share a whole response are equal; use 1.")
         length.unit, length.min, length.max = "tokens", response_length, response_length
         return
     fraction = length.unit == "fraction"

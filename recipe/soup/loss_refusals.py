@@ -17,8 +17,10 @@ ESTIMATORS = (
     "reinforce_plus_plus_baseline",
 )
 """verl's estimators that compare whole responses within a group, which is all that a baseline of ours changes."""
-GROUP_ONLY = ("grpo_passk", "gpg")
-"""Those that do more than compare a sample with its group."""
+GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline")
+"""Those that do more than compare a sample's reward with those of its group."""
+POLICY_LOSSES = ("soup", "vanilla", "gspo", "sapo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
+"""verl's losses that take a ratio against the old log-probs, and weigh tokens."""
 
 
 def check_loss(config: DictConfig, settings: SoupSettings) -> None:
@@ -42,6 +44,9 @@ def check_loss(config: DictConfig, settings: SoupSettings) -> None:
 def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
     key = "actor_rollout_ref.actor.policy_loss.loss_mode"
     loss = OmegaConf.select(config, key, default="soup")
+    if loss not in POLICY_LOSSES:
+        why = "takes no ratio against each token's old log-prob, or no weight of each token; choose one of "
+        raise refuse(key, loss, f"{why}{', '.join(POLICY_LOSSES)}.")
     own = settings.ratio not in ("behavior", "decoupled") or settings.prefix_clip.low is not None
     if loss != "soup" and (own or settings.prefix_clip.high is not None):
         raise refuse(key, loss, "only `soup` knows algorithm.soup.ratio and prefix_clip; set it to soup.")
@@ -57,3 +62,21 @@ def _check_bypass(settings: SoupSettings) -> None:
         if needs:
             why = "needs the trainer's forward pass, which algorithm.rollout_correction.bypass_mode=true saves."
             raise refuse(f"algorithm.soup.{key}", value, f"{why[:-1]}; set that to false.")
+
+
+def check_partial_rollouts(settings: SoupSettings) -> None:
+    """Where responses are interrupted, stale tokens are not only those of historical prefixes.
+
+    Raises:
+        SystemExit: a setting that would treat both alike.
+    """
+    for key, value, fits in (
+        ("ratio", settings.ratio, settings.ratio in ("behavior", "decoupled")),
+        ("prefix_gradient", settings.prefix_gradient, settings.prefix_gradient == 1),
+        ("second_moment", settings.second_moment, settings.second_moment is None),
+        ("baseline", settings.baseline, settings.baseline == "group"),
+        ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "rollout"),
+    ):
+        if not fits:
+            why = "would also change interrupted responses of the current policy; use trainer.v1.trainer_mode=soup."
+            raise refuse(f"algorithm.soup.{key}", value, why)

@@ -18,6 +18,7 @@ class RunFacts:
         seed: of everything that is drawn.
         prompts_per_step: `data.train_batch_size`.
         last_step: the run's last step.
+        prompts_per_epoch: prompts after which they come again; 0 if they never do.
     """
 
     samples: int
@@ -25,6 +26,7 @@ class RunFacts:
     seed: int
     prompts_per_step: int
     last_step: int
+    prompts_per_epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.loss_refusals import check_loss
+from recipe.soup.loss_refusals import check_loss, check_partial_rollouts
 from recipe.soup.settings import parse_settings, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
@@ -46,6 +46,8 @@ def check_config(config: DictConfig) -> None:
         raise refuse("algorithm.soup.samples_per_prefix", per_prefix, why)
     if settings.mixes:
         check_loss(config, settings)
+        if config.trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
+            check_partial_rollouts(settings)
     _check_model(config)
     _check_data(config)
     if settings.mixes and settings.source == "snapshot":
@@ -70,6 +72,8 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (f"{ROLLOUT}.agent.default_agent_loop", (AGENT_NAME,), "tool and custom agent loops are not supported yet"),
     (f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "a complete prefix has no routing to replay"),
     (f"{ROLLOUT}.multi_turn.enable", (False,), "several turns are not supported yet"),
+    ("trainer.v1.sync.parameter_sync_step", (1,), "a version is one update"),
+    ("trainer.v1.colocate_async.parameter_sync_step", (1,), "a version is one update"),
     ("distillation.enabled", (False,), "its loss and SOUP's are not combined yet"),
     ("algorithm.use_kl_in_reward", (False,), "the penalty would be taken at the historical policy; use a KL loss"),
     ("data.tool_config_path", (None,), "tools are not supported yet"),

@@ -77,5 +77,7 @@ def sample_columns(keys: list[str], partition_id: str) -> dict[str, list[Any]]:
         "prefix_length": [sum(mask) for mask in rows["prefix_mask"]],
         "policy_versions": rows["policy_versions"],
         "old_log_probs": rows["old_log_probs"],
-        "advantage": [values[0] for values in rows["advantages"]],
+        # They differ with `baseline=two_level` only.
+        "advantage": [values[-1] for values in rows["advantages"]],
+        "prefix_advantage": [values[0] for values in rows["advantages"]],
     }

@@ -153,9 +153,10 @@ class SoupSettings:
     @property
     def mixes_lags(self) -> bool:
         """Whether prefixes of one run differ in age once it is warm."""
-        pool = self.source == "snapshot" and self.snapshot.policy == "pool"
-        drawn = self.lag_distribution != "fixed" or self.schedules.lag.shape != "constant"
-        return self.mixes and (pool or drawn or self.source == "replay")
+        snapshot = self.snapshot
+        exact = self.source == "lookahead" or (snapshot.policy == "lagged" and snapshot.every == 1)
+        moves = self.schedules.lag.shape != "constant" or self.schedules.lag.warmup > 0
+        return self.mixes and (self.source == "replay" or not exact or self.lag_distribution != "fixed" or moves)
 
     @property
     def largest_lag(self) -> int:

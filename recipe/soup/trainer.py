@@ -73,6 +73,7 @@ class SoupStages(UpdateStage):
             response_length=rollout.response_length,
             seed=rollout.seed,
             prompts_per_step=self.config.data.train_batch_size,
+            prompts_per_epoch=self.steps_per_epoch * self.config.data.train_batch_size,
             last_step=min(self.total_training_steps, self.steps_per_epoch * self.config.trainer.total_epochs),
         )
         self.source = self._make_source(facts)
@@ -100,6 +101,8 @@ class SoupStages(UpdateStage):
             if partition_id == "train" and keys:
                 batch = KVBatchMeta(partition_id=partition_id, keys=keys, tags=[tags[key] for key in keys])
                 self._collect_seeds(fetch(batch, ["extra_fields"]), batch.tags)
+            for uid in uids:
+                self._visits.pop(uid, None)
             clear_groups(partition_id, uids)
 
         replay_buffer._clear_groups = harvest_and_clear

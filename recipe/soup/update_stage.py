@@ -3,6 +3,7 @@
 Stages of verl's trainers, whichever of them runs.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ TRAIN_FIELDS = [
 ]
 
 
+NEEDS_FORWARD = re.compile("at_start|engine_mismatch|entropy")
+"""Metrics that compare with, or come from, the trainer's log-probs before the update."""
+
+
 class UpdateStage(PPOTrainer):
     """Expects `settings`, `source` and `_visits` of the trainer."""
 
@@ -64,11 +69,15 @@ class UpdateStage(PPOTrainer):
             else:
                 for uid in rows.uids:  # other prompts are still being sampled
                     self._visits.pop(str(uid), None)
-        metrics.update(train_metrics(rows))
-        if self.settings.mixes_lags:
-            metrics.update(lag_metrics(rows))
-        metrics.update(self.source.metrics())
-        old_log_probs = spliced if RATIOS[self.settings.ratio].splices else rows.current_log_probs
+        measured = train_metrics(rows)
+        if self.settings.mixes_lags or self.trainer_mode != "sync":
+            measured |= lag_metrics(rows)
+        if self.config.algorithm.rollout_correction.bypass_mode:  # no forward pass of the trainer, nothing to compare
+            measured = {key: value for key, value in measured.items() if not NEEDS_FORWARD.search(key)}
+        metrics.update(measured | self.source.metrics())
+        # Without mixing the step is verl's, even where a weight sync has interrupted responses.
+        splices = self.settings.mixes and RATIOS[self.settings.ratio].splices
+        old_log_probs = spliced if splices else rows.current_log_probs
         prefix = rows.prefix.to(torch.int64)
         store(batch, data["response_mask"], {"old_log_probs": old_log_probs, "prefix_mask": prefix})
         return batch
@@ -115,6 +124,8 @@ class UpdateStage(PPOTrainer):
             metrics["soup/prefix/engine_mismatch/mean"] = float(np.mean(mismatch)) if mismatch else 0.0
             metrics["soup/prefix/engine_mismatch/max"] = max(mismatch, default=0.0)
         self.source.harvest(seeds)
+        if self.trainer_mode == "sync":
+            self.source.in_flight.clear()  # every sample of the step is there: what has not arrived is lost
 
     # ------------------------------------------------------------------ advantages and weights
 
@@ -162,7 +173,7 @@ class UpdateStage(PPOTrainer):
         trained = rows.prefix.clone()
         if settings.prefix_gradient < 1:
             trained &= highest_entropy(rows.entropy, rows.prefix, settings.prefix_gradient)
-        data = fetch(batch, ["response_mask", "advantages", "rollout_is_weights"])
+        data = fetch(batch, ["response_mask", "loss_mask", "advantages", "rollout_is_weights"])
         width = rows.prefix.size(1)
         if settings.second_moment is not None:
             log_ratio = rows.current_log_probs - rows.behavior_log_probs
@@ -179,8 +190,7 @@ class UpdateStage(PPOTrainer):
         fields = {"rollout_is_weights": weights}
         if settings.loss_tokens == "trained":
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
-            mask = padded(data["response_mask"], width) * counts
-            fields |= {"response_mask": mask, "loss_mask": mask}
+            fields |= {name: padded(data[name], width) * counts for name in ("response_mask", "loss_mask")}
         store(batch, data["response_mask"], fields)
 
     # ------------------------------------------------------------------ the update

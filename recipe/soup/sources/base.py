@@ -81,6 +81,8 @@ class PrefixSource:
         self._next_ordinal = 0
         self._expected: dict[int, int] = {}
         self._cost = self._no_cost()
+        # Ordinal and slot of prefixes that are being sampled.
+        self.in_flight: set[tuple[int, int]] = set()
 
     @staticmethod
     def _no_cost() -> dict[str, int]:
@@ -131,7 +133,11 @@ class PrefixSource:
         """What is still to be sampled for a prompt, or None."""
         ordinal, settings = chunk.first_ordinal + row, self.settings
         present = self.bank.slots(ordinal)
-        lengths = {slot: n for slot, n in enumerate(chunk.plans[row].lengths) if slot not in present}
+        lengths = {
+            slot: n
+            for slot, n in enumerate(chunk.plans[row].lengths)
+            if slot not in present and (ordinal, slot) not in self.in_flight
+        }
         with_prompt = settings.behavior_log_probs == "trainer"
         order = SeedOrder(ordinal, chunk.messages[row], lengths, settings.on_eos, settings.candidates, with_prompt)
         return order if lengths else None
@@ -149,6 +155,7 @@ class PrefixSource:
             self._cost["arrived"] += seed.answers
             self._cost["tokens"] += seed.sampled
             self._cost["ended"] += seed.ended
+            self.in_flight.discard((seed.ordinal, seed.slot))
             if front is not None and seed.ordinal >= front.first_ordinal:
                 self.bank.put(seed.ordinal, seed.slot, seed.prefix)
 

@@ -35,3 +35,4 @@ class LookaheadSource(PrefixSource):
                 sample, orders = next(hosts)
                 orders.seeds.setdefault(sample, []).append(order)
                 self._cost["requests"] += len(order.lengths) * order.candidates
+                self.in_flight |= {(order.ordinal, slot) for slot in order.lengths}

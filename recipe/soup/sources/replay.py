@@ -46,7 +46,8 @@ class ReplaySource(PrefixSource):
             visits[sample.ordinal].append(sample)
         for ordinal, visit in visits.items():
             messages = visit[0].messages
-            prompt, lengths = fingerprint(messages), self.plan(ordinal, messages).lengths
+            prompt, next_visit = fingerprint(messages), ordinal + self.facts.prompts_per_epoch
+            lengths = self.plan(next_visit, messages).lengths
             # Another stream than the lengths', which are drawn from (seed, ordinal).
             rng = np.random.default_rng([self.facts.seed, ordinal, 1])
             shuffled = [visit[index] for index in rng.permutation(len(visit))]

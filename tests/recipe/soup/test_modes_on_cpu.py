@@ -309,13 +309,10 @@ def test_constant_rewards_change_no_weight(composed: Any, store: Store) -> None:
     assert metrics["actor/grad_norm"] == 0
 
 
-@pytest.mark.parametrize("ratio", ["behavior", "shaped"])
-def test_two_data_parallel_ranks_give_the_gradient_of_one(
-    ratio: str, tmp_path: Path, clean_environ: dict[str, str]
-) -> None:
+def test_two_data_parallel_ranks_give_the_gradient_of_one(tmp_path: Path, clean_environ: dict[str, str]) -> None:
     """Over gloo, by torchrun; the ranks' shares differ in tokens and prefixes."""
     script, gradients = Path(__file__).parents[2] / "two_ranks.py", []
-    overrides = [f"algorithm.soup.ratio={ratio}", "algorithm.soup.prefix_gradient=0.7"]
+    overrides = ["algorithm.soup.ratio=shaped", "algorithm.soup.prefix_gradient=0.7"]
     for ranks in ("1", "2"):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
         environ = {**clean_environ, "PYTHONPATH": str(script.parent)}
@@ -401,6 +398,15 @@ def check_prompt(rows: list[dict], baseline: str, leave_one_out: bool) -> None:
             else:
                 expected[prefix] = sum(centred(r, everyone) for r in within) / len(within)
         assert torch.allclose(a, expected, atol=1e-5), (baseline, key)
+
+
+def test_without_mixing_stale_tokens_enter_as_in_verl(composed: Any, store: Store) -> None:
+    """Where weight syncs interrupt responses, the twin is verl's trainer and splices nothing."""
+    config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.mixed_share=0")
+    trainer = make_trainer(SoupTrainer, config, SimpleWorkers(store))
+    trainer._compute_old_log_prob(recorded(store), {})
+    assert any((row["policy_versions"] < STEP - 1).any() for row in store.rows.values())
+    assert not any(row["old_log_probs"].any() for row in store.rows.values())  # the workers' zeros
 
 
 def test_drop_in_estimators_see_the_recorded_batch_as_before(composed: Any, store: Store) -> None:

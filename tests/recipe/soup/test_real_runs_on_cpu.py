@@ -351,8 +351,9 @@ def test_two_samples_share_each_prefix_and_differ_behind_it(rough: RealRun) -> N
         assert length == other["prefix_length"]
         assert one["response_ids"][:length] == other["response_ids"][:length]
         assert one["old_log_probs"][:length] == other["old_log_probs"][:length]
-        assert one["advantage"] == pytest.approx(other["advantage"], abs=1e-5)  # of the shared prefix
+        assert one["prefix_advantage"] == pytest.approx(other["prefix_advantage"], abs=1e-5)
     assert any(one["response_ids"] != other["response_ids"] for one, other in pairs)
+    assert any(one["advantage"] != one["prefix_advantage"] for one, _ in pairs)
 
 
 def test_the_trainer_computes_the_prefixes_log_probs_and_says_how_far_the_engine_was_off(rough: RealRun) -> None:

@@ -20,6 +20,7 @@ from recipe.soup.settings import parse_settings
 Compose = Callable[..., DictConfig]
 BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
 ROLLOUT = "actor_rollout_ref.rollout"
+ASYNC = "trainer.v1.trainer_mode=soup_colocate_async"
 
 
 def sentence(config: DictConfig) -> str:
@@ -75,6 +76,8 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.snapshot.placement=cloud", ["snapshot.placement=cloud", "standalone"]),
         ("algorithm.soup.ratio=none", ["algorithm.soup.ratio=none", "behavior"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
+        ("+trainer.v1.sync.parameter_sync_step=2", ["trainer.v1.sync.parameter_sync_step=2", "set it to 1"]),
+        ("+trainer.v1.colocate_async.parameter_sync_step=2", ["parameter_sync_step=2", "a version is one update"]),
         ("+algorithm.soup.prefix_length.mean=3", ["algorithm.soup.prefix_length.mean=3"]),
         (f"{ROLLOUT}.top_p=0.9", [f"{ROLLOUT}.top_p=0.9", "1.0"]),
         (f"{ROLLOUT}.top_k=50", [f"{ROLLOUT}.top_k=50", "-1"]),
@@ -171,6 +174,9 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("schedules.prefix_length.shape=linear", "schedules.prefix_length.end=24", "use 0 to 23"),
         ("schedules.prefix_length.shape=linear", "schedules.prefix_length.end=-1", "use 0 to 23"),
         (f"{FRACTION} schedules.prefix_length.shape=linear", "schedules.prefix_length.end=1.5", "use 0 to 1,"),
+        ("", "schedules.lag.steps=9", "give it with linear or cosine only"),
+        ("soup.source=replay schedules.lag.end=3", "schedules.lag.shape=linear", "source=replay has no lag"),
+        ("soup.source=replay", "soup.lag_distribution=uniform", "source=replay has no lag"),
         # Selection.
         ("", "soup.selection=failed", "use source=replay"),
         ("soup.source=snapshot", "soup.selection=successful", "use source=replay"),
@@ -191,6 +197,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("", "soup.samples_per_prefix=0", "one sample or more"),
         ("", "soup.samples_per_prefix=3", "use a divisor of it"),
         ("", "soup.samples_per_prefix=16", "use a divisor of it"),
+        ("soup.source=replay length.distribution=whole", "soup.samples_per_prefix=2", "are equal; use 1"),
         # Snapshots, for the largest lag of the run.
         (
             "soup.source=snapshot soup.lag=1 schedules.lag.shape=linear schedules.lag.end=9",
@@ -203,6 +210,9 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("soup.source=replay", "estimator=remax", "choose one of soup, grpo"),
         ("soup.baseline=separate", "estimator=gpg", "use soup or rloo"),
         ("soup.baseline=two_level soup.samples_per_prefix=2", "estimator=grpo_passk", "use soup or rloo"),
+        ("soup.baseline=separate", "estimator=opo", "use soup or rloo"),
+        ("", "loss=geo_mean", "choose one of soup, vanilla"),
+        ("soup.source=replay", "loss=gpg", "choose one of soup, vanilla"),
         ("soup.ratio=shaped", "loss=vanilla", "set it to soup"),
         ("soup.ratio=detached", "loss=gspo", "set it to soup"),
         ("soup.prefix_clip.low=0.5", "loss=vanilla", "set it to soup"),
@@ -211,6 +221,12 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("correction.bypass_mode=true", "soup.prefix_gradient=0.5", "bypass_mode=true saves; set that to false"),
         ("correction.bypass_mode=true", "soup.second_moment=1.0", "bypass_mode=true saves; set that to false"),
         ("correction.bypass_mode=true", "soup.behavior_log_probs=trainer", "bypass_mode=true saves; set that to false"),
+        # Partial rollouts.
+        (ASYNC, "soup.ratio=shaped", "use trainer.v1.trainer_mode=soup"),
+        (ASYNC, "soup.prefix_gradient=0.5", "use trainer.v1.trainer_mode=soup"),
+        (ASYNC, "soup.second_moment=0.1", "use trainer.v1.trainer_mode=soup"),
+        (ASYNC, "soup.baseline=separate", "use trainer.v1.trainer_mode=soup"),
+        (ASYNC, "soup.behavior_log_probs=trainer", "use trainer.v1.trainer_mode=soup"),
     ],
 )
 def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advice: str) -> None:

@@ -62,6 +62,7 @@ class Run:
         trained += list(self.take(step, refill))
         if not early:
             self.source.harvest(seeds)
+        self.source.in_flight.clear()  # as the synchronous trainer does
         return trained
 
 
@@ -294,6 +295,25 @@ def test_a_lost_seed_is_sampled_again_a_step_later() -> None:
     run.step(2)
     run.step(3)
     assert dict(run.step(4))[lost] == 1
+
+
+def test_what_is_still_being_sampled_is_not_ordered_again() -> None:
+    """With partial rollouts a prefix may arrive steps after it was ordered; lost or late, it is ordered once."""
+    run = Run(3, "fill", last_step=10)
+    run.source.take(1)
+    rows = [PromptOrders() for _ in range(run.per_step)]
+    run.source.order(1, rows)
+    orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+    assert orders
+    run.source.take(2)
+    again = [PromptOrders() for _ in range(run.per_step)]
+    run.source.order(2, again)
+    new = [order for row in again for per_sample in row.seeds.values() for order in per_sample]
+    assert not {order.ordinal for order in orders} & {order.ordinal for order in new}
+    prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((0, 2),))
+    run.source.harvest([Seed(orders[-1].ordinal, 0, prefix, 3, False)])
+    assert (orders[-1].ordinal, 0) not in run.source.in_flight
+    assert run.source.bank.slots(orders[-1].ordinal) == {0}
 
 
 class TestCheckpoint:

@@ -1,13 +1,14 @@
 """Replay: what a prompt's visit leaves for its next one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recipe.soup.settings import PrefixLengthSettings, SoupSettings
+from recipe.soup.settings import PrefixLengthSettings, ScheduleSettings, SoupSettings
 from recipe.soup.sources.base import FinishedSample, RunFacts, read_source
 from recipe.soup.sources.replay import ReplaySource
 
@@ -150,6 +151,15 @@ class TestSelection:
         resumed.source.load(tmp_path)
         resumed.fetched = run.source.resume_state(lambda: run.fetched)
         assert [[p.token_ids[0] % 10 for p in slots.values()] for slots in resumed.step(3)] == [[2]] * 3
+
+
+def test_a_schedule_takes_the_step_at_which_the_prefix_is_used() -> None:
+    """Six prompts, three a step: what step t leaves is used at step t + 2."""
+    run = Run(PrefixLengthSettings("fixed", min=1, max=5), share=1.0)
+    run.source.settings.schedules.prefix_length = ScheduleSettings("linear", end=1, steps=5)
+    run.source.facts = replace(run.source.facts, prompts_per_epoch=PROMPTS)
+    lengths = {step: {len(prefix) for slots in run.step(step) for prefix in slots.values()} for step in range(1, 7)}
+    assert lengths == {1: set(), 2: set(), 3: {3}, 4: {2}, 5: {1}, 6: {1}}
 
 
 def test_whole_is_trajectory_level_mixing() -> None:
