@@ -99,6 +99,19 @@ class WorkerGroup:
         return {name: tensor.full_tensor().clone() for name, tensor in module.state_dict().items()}
 
 
+class StillWorkers:
+    """A worker group whose log-probs are zeros: enough for the splice."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        for key in batch.keys:
+            zeros = torch.zeros(len(self.store.rows[key]["input_ids"]))
+            self.store.rows[key].update(log_probs=zeros, entropy=zeros.clone())
+        return batch
+
+
 def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
     """Put the recorded samples into the store, as verl's agent loops do."""
     lines = [json.loads(line) for line in RECORDED.read_text().splitlines()][rows]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded, update
+from training_worker import COUNTDOWN, STEP, StillWorkers, Store, WorkerGroup, make_trainer, recorded, update
 from transfer_queue import KVBatchMeta
 from transformers import AutoModelForCausalLM
 
@@ -336,7 +336,7 @@ def test_each_baseline_reaches_the_update_with_verls_estimators(
     overrides = [f"algorithm.soup.baseline={baseline}", f"algorithm.adv_estimator={estimator}"]
     overrides += ["algorithm.soup.samples_per_prefix=2", "algorithm.norm_adv_by_std_in_grpo=false"]
     config = composed(*COUNTDOWN, "algorithm=soup", *overrides)
-    group = SimpleWorkers(store)
+    group = StillWorkers(store)
     trainer = make_trainer(SoupTrainer, config, group)
     batch = recorded(store)
     # Samples 0 and 1, 2 and 3 of each prompt share the prefix of the first; 4 to 7 are pure.
@@ -353,19 +353,6 @@ def test_each_baseline_reaches_the_update_with_verls_estimators(
         by_prompt.setdefault(key.rsplit("_", 2)[0], []).append({"key": key, **store.rows[key]})
     for rows in by_prompt.values():
         check_prompt(rows, baseline, leave_one_out=estimator == "rloo")
-
-
-class SimpleWorkers:
-    """A worker group whose log-probs are zeros."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
-        for key in batch.keys:
-            zeros = torch.zeros(len(self.store.rows[key]["input_ids"]))
-            self.store.rows[key].update(log_probs=zeros, entropy=zeros.clone())
-        return batch
 
 
 def check_prompt(rows: list[dict], baseline: str, leave_one_out: bool) -> None:
@@ -403,7 +390,7 @@ def check_prompt(rows: list[dict], baseline: str, leave_one_out: bool) -> None:
 def test_without_mixing_stale_tokens_enter_as_in_verl(composed: Any, store: Store) -> None:
     """Where weight syncs interrupt responses, the twin is verl's trainer and splices nothing."""
     config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.mixed_share=0")
-    trainer = make_trainer(SoupTrainer, config, SimpleWorkers(store))
+    trainer = make_trainer(SoupTrainer, config, StillWorkers(store))
     trainer._compute_old_log_prob(recorded(store), {})
     assert any((row["policy_versions"] < STEP - 1).any() for row in store.rows.values())
     assert not any(row["old_log_probs"].any() for row in store.rows.values())  # the workers' zeros
@@ -414,7 +401,7 @@ def test_drop_in_estimators_see_the_recorded_batch_as_before(composed: Any, stor
     advantages = []
     for baseline in ("algorithm.soup.mixed_share=0", "algorithm.soup.baseline=group"):
         store.rows.clear()
-        trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", baseline), SimpleWorkers(store))
+        trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", baseline), StillWorkers(store))
         trainer._compute_advantage(trainer._compute_old_log_prob(recorded(store), {}), {})
         advantages.append({key: copy.deepcopy(row["advantages"]) for key, row in store.rows.items()})
     for key, values in advantages[0].items():

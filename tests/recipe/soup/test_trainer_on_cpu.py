@@ -16,7 +16,7 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
-from training_worker import COUNTDOWN, ENTERING, STEP, Store, WorkerGroup, make_trainer, recorded, update
+from training_worker import COUNTDOWN, ENTERING, STEP, StillWorkers, Store, WorkerGroup, make_trainer, recorded, update
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import create_rl_sampler
@@ -67,19 +67,6 @@ def test_mixed_samples_enter_with_the_behaviour_log_probs(composed: Any, store: 
     assert metrics["soup/train/prefix/ratio_at_start/min"] < 0.95
     assert metrics["soup/train/prefix/ratio_at_start/max"] > 1.05
     assert not any(key.startswith("actor/soup") for key in metrics)
-
-
-class StillWorkers:
-    """A worker group whose log-probs are zeros: enough for the splice."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
-        for key in batch.keys:
-            zeros = torch.zeros(len(self.store.rows[key]["input_ids"]))
-            self.store.rows[key].update(log_probs=zeros, entropy=zeros.clone())
-        return batch
 
 
 def test_bypass_mode_takes_the_engines_log_probs_on_every_token(composed: Any, store: Store) -> None:
