@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from recipe.soup.batch import TrainRows
+
 Estimate = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 """From rewards (samples,) and the group of each to advantages (samples,)."""
 
@@ -95,3 +97,25 @@ BASELINES: dict[str, Callable[[AdvantageInputs], torch.Tensor]] = {
     "separate": separate,
     "two_level": two_level,
 }
+
+
+def compare(rows: TrainRows, response_ids: torch.Tensor, baseline: str, estimate: Estimate) -> torch.Tensor:
+    """Advantages of a batch by the name of the baseline.
+
+    Args:
+        response_ids: (batch, response_length).
+
+    Returns:
+        (batch, response_length), 0 where masked out.
+    """
+    samples = rows.response_mask.any(dim=1)
+    inputs = AdvantageInputs(
+        rewards=rows.rewards[samples],
+        prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
+        prefix=rows.prefix[samples],
+        response_ids=response_ids[samples],
+        estimate=estimate,
+    )
+    advantages = torch.zeros_like(rows.current_log_probs)
+    advantages[samples] = BASELINES[baseline](inputs)
+    return advantages * rows.response_mask

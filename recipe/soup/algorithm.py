@@ -3,6 +3,7 @@
 verl imports this module right after `verl.trainer.ppo.core_algos`, in every process that computes a loss.
 """
 
+from collections.abc import Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from verl.trainer.ppo.core_algos import (
     agg_loss,
     compute_grpo_outcome_advantage,
+    get_adv_estimator_fn,
     register_adv_est,
     register_policy_loss,
 )
 
+from recipe.soup.advantages import Estimate
 from recipe.soup.loss_metrics import loss_sums
 from recipe.soup.losses.inputs import Clip, LossInputs
 from recipe.soup.losses.registry import RATIOS
@@ -44,6 +47,25 @@ def compute_soup_advantage(
         index=index,
         norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
     )
+
+
+def group_estimate(algorithm: Any) -> Estimate:
+    """verl's estimator on one number a sample, for baselines of ours.
+
+    Args:
+        algorithm: verl's `algorithm` node.
+    """
+    # Registered as `grpo` it would not read the config.
+    name = "soup" if algorithm.adv_estimator == "grpo" else algorithm.adv_estimator
+    estimator: Any = get_adv_estimator_fn(name)
+
+    def estimate(rewards: torch.Tensor, groups: Sequence[Hashable]) -> torch.Tensor:
+        index = np.empty(len(groups), dtype=object)
+        index[:] = [str(group) for group in groups]
+        column, mask = rewards[:, None].float(), torch.ones(len(groups), 1)
+        return estimator(token_level_rewards=column, response_mask=mask, index=index, config=algorithm)[0][:, 0]
+
+    return estimate
 
 
 _micro_batch: ContextVar[tuple[SoupSettings, torch.Tensor]] = ContextVar("settings, and prefix of the micro-batch")

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.workers.utils.padding import response_to_nested
 
-from recipe.soup.advantages import BASELINES, AdvantageInputs
+from recipe.soup.advantages import compare
+from recipe.soup.algorithm import group_estimate
+from recipe.soup.batch import TrainRows
 from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.losses.registry import RATIOS
-from recipe.soup.losses.token_weights import highest_entropy, within_second_moment
-from recipe.soup.metrics import TrainRows, lag_metrics, train_metrics
+from recipe.soup.losses.token_weights import trained_prefix
+from recipe.soup.metrics import lag_metrics, train_metrics
 from recipe.soup.orders import Seed
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
 from recipe.soup.recompute import recompute
@@ -141,44 +142,18 @@ class UpdateStage(PPOTrainer):
         if self.settings.baseline == "group":
             return
         data = fetch(batch, ["responses", "response_mask"])
-        rows = self._rows
-        samples = rows.response_mask.any(dim=1)
-        inputs = AdvantageInputs(
-            rewards=rows.rewards[samples],
-            prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
-            prefix=rows.prefix[samples],
-            response_ids=padded(data["responses"], rows.prefix.size(1))[samples],
-            estimate=self._estimate,
-        )
-        advantages = torch.zeros_like(rows.current_log_probs)
-        advantages[samples] = BASELINES[self.settings.baseline](inputs)
-        advantages = advantages * padded(data["response_mask"], rows.prefix.size(1))
+        response_ids = padded(data["responses"], self._rows.prefix.size(1))
+        advantages = compare(
+            self._rows, response_ids, self.settings.baseline, group_estimate(self.config.algorithm)
+        ) * padded(data["response_mask"], self._rows.prefix.size(1))
         store(batch, data["response_mask"], {"advantages": advantages, "returns": advantages})
-
-    def _estimate(self, rewards: torch.Tensor, groups: Any) -> torch.Tensor:
-        """verl's estimator on one number a sample."""
-        index = np.empty(len(groups), dtype=object)
-        index[:] = [str(group) for group in groups]
-        name = self.config.algorithm.adv_estimator
-        # Registered as `grpo` it would not read the config.
-        estimator: Any = get_adv_estimator_fn("soup" if name == "grpo" else name)
-        mask = torch.ones(len(groups), 1)
-        column = rewards[:, None].float()
-        config = self.config.algorithm
-        return estimator(token_level_rewards=column, response_mask=mask, index=index, config=config)[0][:, 0]
 
     def _weigh(self, batch: KVBatchMeta, metrics: dict) -> None:
         """Take prefix tokens out of the policy gradient, if the settings say so; a threshold needs the whole batch."""
         settings, rows = self.settings, self._rows
-        trained = rows.prefix.clone()
-        if settings.prefix_gradient < 1:
-            trained &= highest_entropy(rows.entropy, rows.prefix, settings.prefix_gradient)
         data = fetch(batch, ["response_mask", "loss_mask", "advantages", "rollout_is_weights"])
         width = rows.prefix.size(1)
-        if settings.second_moment is not None:
-            log_ratio = rows.current_log_probs - rows.behavior_log_probs
-            advantages = padded(data["advantages"], width)
-            trained &= within_second_moment(log_ratio, advantages, rows.prefix, settings.second_moment)
+        trained = trained_prefix(settings, rows, padded(data["advantages"], width))
         tokens = rows.prefix.sum().item()
         metrics["soup/train/prefix/trained"] = trained.sum().item() / tokens if tokens else 0.0
         if not settings.weighs:

@@ -5,6 +5,27 @@ A threshold taken per micro-batch would depend on how the batch is split.
 
 import torch
 
+from recipe.soup.batch import TrainRows
+from recipe.soup.settings import SoupSettings
+
+
+def trained_prefix(settings: SoupSettings, rows: TrainRows, advantages: torch.Tensor) -> torch.Tensor:
+    """The prefix tokens with a policy gradient, by `prefix_gradient` and `second_moment`.
+
+    Args:
+        advantages: (batch, response_length).
+
+    Returns:
+        bool, (batch, response_length).
+    """
+    trained = rows.prefix.clone()
+    if settings.prefix_gradient < 1:
+        trained &= highest_entropy(rows.entropy, rows.prefix, settings.prefix_gradient)
+    if settings.second_moment is not None:
+        log_ratio = rows.current_log_probs - rows.behavior_log_probs
+        trained &= within_second_moment(log_ratio, advantages, rows.prefix, settings.second_moment)
+    return trained
+
 
 def highest_entropy(entropy: torch.Tensor, prefix: torch.Tensor, share: float) -> torch.Tensor:
     """The prefix tokens at which the current policy is least certain.

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipe.soup.batch import TrainRows
 from recipe.soup.metrics import (
-    TrainRows,
     divergence,
     entropy_by_position,
     groups_with_signal,
