@@ -30,9 +30,8 @@ from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.rows import fetch, sample_columns, without_padding
 from recipe.soup.settings import SoupSettings, parse_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
-from recipe.soup.sources.lookahead import LookaheadSource
-from recipe.soup.sources.replay import ReplaySource
-from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER, SnapshotSource
+from recipe.soup.sources.make import make_source
+from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.update_stage import UpdateStage
 from verl_ext.health import RolloutWatchdog, handshake
 from verl_ext.versioned_client import VersionedLLMServerClient
@@ -82,11 +81,8 @@ class SoupStages(UpdateStage):
         self.train_dataloader.state_dict = resume_state  # pyright: ignore[reportAttributeAccessIssue]
 
     def _make_source(self, facts: RunFacts) -> PrefixSource:
-        if self.history is not None:
-            model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder
-            return SnapshotSource(self.settings, facts, self._fetch_prompts, self.history, model, folder)
-        classes = {"lookahead": LookaheadSource, "replay": ReplaySource} if self.settings.mixes else {}
-        return classes.get(self.settings.source, PrefixSource)(self.settings, facts, self._fetch_prompts)
+        model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder if self.history else None
+        return make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder)
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()

@@ -1,0 +1,35 @@
+"""Run a config in the lab: the real path's mathematics in one process, for studies of many runs on a small model.
+
+    python -m recipe.soup.lab algorithm=soup example=countdown algorithm.soup.lag=64 trainer.total_training_steps=150
+
+Takes verl's config with any overrides, and writes the same metrics as a run of verl.
+"""
+
+import argparse
+import os
+
+import torch
+from hydra import compose, initialize_config_module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; several runs beside each other want 1 each")
+    parser.add_argument("overrides", nargs="+", help="as for python -m verl.trainer.main_ppo")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=args.overrides)
+    for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
+        os.environ.setdefault(key, str(value))
+
+    from recipe.soup.lab.driver import Lab
+    from recipe.soup.refusals import check_config
+
+    if config.algorithm.adv_estimator == "soup":
+        check_config(config)
+    Lab(config).fit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The lab's trainer: SOUP's sources and losses around one small model in one process, without Ray, FSDP and vLLM.
+
+Differs from the real path in three ways only: samples enter mini-batches in the order of their prompts (there: in the
+order in which they are done), sampler and trainer are the same model (there: two engines), and the learning rate is
+constant.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.tracking import Tracking
+from verl.workers.config.optimizer import build_optimizer
+
+from recipe.soup.lab.engine import PastWeights
+from recipe.soup.lab.sampler import Answer, sample
+from recipe.soup.lab.task import Problem, endless, read_problems, reward_function
+from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
+from recipe.soup.metrics import lag_metrics, train_metrics
+from recipe.soup.orders import PromptOrders, Seed
+from recipe.soup.pass_at_k import pass_at_k
+from recipe.soup.plan import RunFacts
+from recipe.soup.prefixes import Prefix, tokens_to_ask_for
+from recipe.soup.settings import parse_settings, refuse
+from recipe.soup.sources.base import FinishedSample
+from recipe.soup.sources.make import make_source
+
+PASS_AT = (1, 4, 8, 16)
+
+
+def check_lab_config(config: DictConfig) -> None:
+    """Refuse what only the real path can do.
+
+    Raises:
+        SystemExit: which key, which value, what to do.
+    """
+    for key, value, allowed in (
+        ("algorithm.filter_groups.enable", config.algorithm.filter_groups.enable, (False,)),
+        ("actor_rollout_ref.actor.use_kl_loss", config.actor_rollout_ref.actor.use_kl_loss, (False,)),
+        ("actor_rollout_ref.model.lora_rank", config.actor_rollout_ref.model.lora_rank, (0,)),
+        ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, (False,)),
+        ("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, ("soup",)),
+    ):
+        if value not in allowed:
+            raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
+
+
+class Lab:
+    """One run.
+
+    Args:
+        config: verl's composed config; what the lab has no use for is ignored.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        check_lab_config(config)
+        rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
+        self.config, self.rollout = config, rollout
+        self.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        torch.manual_seed(config.data.seed)
+        self.generator = torch.Generator().manual_seed(config.data.seed)
+        path = config.actor_rollout_ref.model.path
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
+        self.updater = Updater(self.model, optimizer, config, self.settings)
+        self.reward = reward_function(config)
+        training = read_problems(config.data.train_files, config.data.train_max_samples)
+        self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
+        self._problems = endless(training, config.data.seed)
+        self.last_step = config.trainer.total_training_steps
+        facts = RunFacts(
+            samples=rollout.n,
+            response_length=rollout.response_length,
+            seed=config.data.seed,
+            prompts_per_step=config.data.train_batch_size,
+            last_step=self.last_step,
+            prompts_per_epoch=len(training),
+        )
+        engine = PastWeights(self.model, self._sample_messages)
+        self.source = make_source(self.settings, facts, self._fetch, engine, path, None)
+
+    def _fetch(self) -> tuple[list[Problem], list[Any], None]:
+        problems = [next(self._problems) for _ in range(self.config.data.train_batch_size)]
+        return problems, [problem.messages for problem in problems], None
+
+    def _prompt_ids(self, messages: Any) -> list[int]:
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def _sample(self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int) -> list[Answer]:
+        eos = self.tokenizer.eos_token_id
+        return sample(model, prompts, tokens, version, self.rollout.temperature, eos, self.generator)
+
+    def _sample_messages(self, model: Any, prompts: Any, tokens: Sequence[int], version: int) -> list[Answer]:
+        return self._sample(model, [self._prompt_ids(messages) for messages in prompts], tokens, version)
+
+    # ------------------------------------------------------------------ one step
+
+    def step(self, step: int) -> dict[str, float]:
+        """Sample, update, and tell what happened, under verl's and our names."""
+        started = time.perf_counter()
+        chunk, prefixes = self.source.take(step)
+        rows = [PromptOrders(prefixes=slots) for slots in prefixes]
+        self.source.order(step, rows)
+        samples, problems, seeds = self._roll_out(chunk.batch, chunk.messages, rows, step - 1)
+        self.source.generated(step)
+        generated = time.perf_counter()
+        batch = train_rows(self.model, samples, self.rollout.temperature, step - 1)
+        metrics = train_metrics(batch)
+        # `behavior_log_probs=trainer` changes nothing here: the model that samples is the one that is trained.
+        self.source.harvest(seeds)
+        self.source.in_flight.clear()
+        if self.source.wants_responses:
+            self.source.keep(
+                [
+                    FinishedSample(
+                        problems[i].messages,
+                        chunk.first_ordinal + sample.uid,
+                        np.array(sample.response_ids),
+                        np.array(sample.log_probs),
+                        np.array(sample.versions),
+                        sample.reward,
+                    )
+                    for i, sample in enumerate(samples)
+                ]
+            )
+        if self.settings.mixes_lags:
+            metrics |= lag_metrics(batch)
+        metrics |= self.source.metrics()
+        fields = fields_of_loss(batch, samples, self.settings, self.config)
+        metrics |= self.updater.update(samples, fields)
+        self.source.updated(step)
+        return {
+            **metrics,
+            "critic/score/mean": float(batch.rewards.mean()),
+            "actor/entropy": float(batch.entropy[batch.response_mask].mean()),
+            "perf/total_num_tokens": float(batch.response_mask.sum()),
+            "timing_s/gen": generated - started,
+            "timing_s/step": time.perf_counter() - started,
+        }
+
+    def _roll_out(
+        self, problems: list[Problem], messages: list[Any], rows: list[PromptOrders], version: int
+    ) -> tuple[list[Sample], list[Problem], list[Seed]]:
+        """All of a step's samples and the prefixes that it leaves for later ones, in one batch."""
+        started: list[tuple[int, list[int], Prefix | None]] = []
+        asked: list[tuple[list[int], int]] = []
+        orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+        for index, row in enumerate(rows):
+            prompt_ids = self._prompt_ids(messages[index])
+            for number in range(self.rollout.n):
+                prefix, _ = row.take(number)
+                started.append((index, prompt_ids, prefix))
+                if prefix is None or not prefix.complete:
+                    tokens = prefix.token_ids.tolist() if prefix is not None else []
+                    asked.append((prompt_ids + tokens, self.rollout.response_length - len(tokens)))
+        for order in orders:
+            ids = self._prompt_ids(order.messages)
+            for length in order.lengths.values():
+                asked += [(ids, tokens_to_ask_for(length, self.rollout.response_length))] * order.candidates
+        answers = iter(self._sample(self.model, [ids for ids, _ in asked], [n for _, n in asked], version))
+        samples = [self._finish(problems[index], index, ids, prefix, answers) for index, ids, prefix in started]
+        seeds = [
+            Seed.from_answers(
+                order, slot, length, [next(answers) for _ in range(order.candidates)], self._prompt_ids(order.messages)
+            )
+            for order in orders
+            for slot, length in order.lengths.items()
+        ]
+        return samples, [problems[index] for index, _, _ in started], seeds
+
+    def _finish(
+        self, problem: Problem, index: int, prompt_ids: list[int], prefix: Prefix | None, answers: Any
+    ) -> Sample:
+        ids = prefix.token_ids.tolist() if prefix is not None else []
+        log_probs = prefix.log_probs.tolist() if prefix is not None else []
+        versions = prefix.versions if prefix is not None else []
+        if prefix is None or not prefix.complete:
+            answer = next(answers)
+            ids, log_probs = ids + answer.token_ids, log_probs + answer.log_probs
+            versions = versions + [answer.extra_fields["global_steps"]] * len(answer.token_ids)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Sample(prompt_ids, ids, versions, log_probs, self.reward(problem, text), index)
+
+    # ------------------------------------------------------------------ validation and the whole run
+
+    def validate(self) -> dict[str, float]:
+        """Unmixed: accuracy, unbiased pass@k, mean -log-prob of a token (which estimates the entropy), length."""
+        n = self.rollout.val_kwargs.n
+        prompts = [self._prompt_ids(problem.messages) for problem in self.validation]
+        correct = [0] * len(prompts)
+        surprise: list[float] = []
+        asked = [ids for ids in prompts for _ in range(n)]
+        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), 0)
+        for i, answer in enumerate(answers):
+            text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            correct[i // n] += self.reward(self.validation[i // n], text) > 0
+            surprise += answer.log_probs
+        source = self.validation[0].data_source
+        metrics = {
+            f"val-core/{source}/acc/mean@{n}": sum(correct) / (len(correct) * n),
+            "soup/val/entropy": -float(np.mean(surprise)),
+            "soup/val/response_length": len(surprise) / len(answers),
+        }
+        for k in (k for k in PASS_AT if k <= n):
+            metrics[f"soup/val/pass@{k}"] = float(np.mean([pass_at_k(n, hits, k) for hits in correct]))
+        return metrics
+
+    def fit(self) -> None:
+        """The whole run, logged by verl's trackers."""
+        trainer = self.config.trainer
+        # Not on the console, where the progress bar is.
+        trackers = [name for name in trainer.logger if name != "console"]
+        tracking = Tracking(trainer.project_name, trainer.experiment_name, trackers, config={})
+        if trainer.val_before_train:
+            tracking.log(self.validate(), step=0)
+        for step in tqdm(range(1, self.last_step + 1), desc=trainer.experiment_name, unit="step"):
+            metrics = self.step(step)
+            if trainer.test_freq > 0 and (step % trainer.test_freq == 0 or step == self.last_step):
+                validation = self.validate()
+                self.source.validated(step, next(iter(validation.values())))
+                metrics |= validation
+            tracking.log(metrics, step=step)

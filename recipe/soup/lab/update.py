@@ -1,0 +1,186 @@
+"""One update in plain torch: the functions that verl's training worker and our trainer call, on one model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torch.nn.utils.rnn import pad_sequence
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+
+from recipe.soup.advantages import compare
+from recipe.soup.algorithm import group_estimate, soup_loss
+from recipe.soup.batch import TrainRows
+from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
+from recipe.soup.losses.registry import RATIOS
+from recipe.soup.losses.token_weights import trained_prefix
+from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
+from recipe.soup.settings import SoupSettings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response; per-token lists are as long as `response_ids`."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    versions: list[int]
+    log_probs: list[float]
+    reward: float
+    uid: int
+
+
+def forward(model: Any, samples: list[Sample], temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs and entropy (nats) of what follows each token.
+
+    Returns:
+        log-probs and entropies, both (tokens,), over all tokens of prompts and responses one after another, 0 at each
+        sample's last token; and the mask (batch, width) that tells which places of a padded batch they are.
+    """
+    sequences = [torch.tensor(sample.prompt_ids + sample.response_ids) for sample in samples]
+    ids = pad_sequence(sequences, batch_first=True)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float() / temperature
+    log_probs = logits.log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+    chosen = log_probs.gather(-1, following[..., None])[..., 0]
+    places = mask.bool()
+    inner = torch.cat([places[:, 1:], torch.zeros_like(places[:, :1])], dim=1)
+    return (chosen * inner)[places], (entropy * inner)[places], places
+
+
+def of_responses(values: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
+    """From what `forward` returns to (batch, response_length), right-padded with zeros."""
+    lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in samples]
+    rows = zip(values.split(lengths), samples, strict=True)
+    return pad_sequence([row[len(s.prompt_ids) - 1 : -1] for row, s in rows], batch_first=True)
+
+
+def padded(samples: list[Sample], name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A per-token list of each sample, (batch, response_length)."""
+    return pad_sequence([torch.tensor(getattr(sample, name), dtype=dtype) for sample in samples], batch_first=True)
+
+
+@torch.no_grad()
+def train_rows(model: Any, samples: list[Sample], temperature: float, current_version: int) -> TrainRows:
+    """The batch under the model that is about to be updated."""
+    log_probs, entropy, _ = forward(model, samples, temperature)
+    versions = padded(samples, "versions", torch.long)
+    ones = [torch.ones(len(sample.response_ids), dtype=torch.bool) for sample in samples]
+    response_mask = pad_sequence(ones, batch_first=True)
+    return TrainRows(
+        response_mask=response_mask,
+        prefix=prefix_mask(versions, response_mask, current_version),
+        policy_versions=versions,
+        behavior_log_probs=padded(samples, "log_probs", torch.float32),
+        current_log_probs=of_responses(log_probs, samples),
+        entropy=of_responses(entropy, samples),
+        rewards=torch.tensor([sample.reward for sample in samples]),
+        uids=[sample.uid for sample in samples],
+        current_version=current_version,
+    )
+
+
+def fields_of_loss(
+    rows: TrainRows, samples: list[Sample], settings: SoupSettings, config: DictConfig
+) -> dict[str, torch.Tensor]:
+    """What enters the loss, each (batch, response_length), decided once for the whole batch."""
+    spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
+    old_log_probs = spliced if RATIOS[settings.ratio].splices and settings.mixes else rows.current_log_probs
+    response_ids = padded(samples, "response_ids", torch.long)
+    advantages = compare(rows, response_ids, settings.baseline, group_estimate(config.algorithm))
+    mask = rows.response_mask.long()
+    fields = {
+        "old_log_probs": old_log_probs,
+        "advantages": advantages,
+        "prefix_mask": rows.prefix.long(),
+        "response_mask": mask,
+        "loss_mask": mask,
+    }
+    correction = config.algorithm.rollout_correction
+    if correction.rollout_is is not None:
+        fields["rollout_is_weights"] = compute_rollout_correction_weights(
+            old_log_probs - rows.behavior_log_probs,
+            rows.response_mask,
+            correction.rollout_is,
+            correction.rollout_is_threshold,
+            correction.rollout_is_batch_normalize,
+        )[0]
+    if settings.weighs:
+        counts = ~rows.prefix | trained_prefix(settings, rows, advantages)
+        fields["rollout_is_weights"] = fields.get("rollout_is_weights", torch.ones_like(advantages)) * counts
+        if settings.loss_tokens == "trained":
+            fields |= {"response_mask": mask * counts, "loss_mask": mask * counts}
+    return fields
+
+
+class Updater:
+    """Mini-batches, epochs, gradient clipping and AdamW as verl's actor has them.
+
+    Args:
+        model: changed in place.
+        optimizer: of its parameters.
+        config: verl's whole config.
+        settings: `algorithm.soup`.
+    """
+
+    def __init__(
+        self, model: Any, optimizer: torch.optim.Optimizer, config: DictConfig, settings: SoupSettings
+    ) -> None:
+        self._model, self._optimizer, self._settings = model, optimizer, settings
+        self._actor: Any = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+        self._temperature = config.actor_rollout_ref.rollout.temperature
+        self._mini_batch = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+
+    def loss(
+        self, samples: list[Sample], fields: dict[str, torch.Tensor], rows: slice
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """verl's actor loss on some rows of the batch, as one mini-batch."""
+        chosen = samples[rows]
+        lengths = [len(sample.response_ids) for sample in chosen]
+
+        def nested(tensors: list[torch.Tensor]) -> torch.Tensor:
+            return torch.nested.as_nested_tensor(tensors, layout=torch.jagged)
+
+        log_probs, entropy, _ = forward(self._model, chosen, self._temperature)
+        whole = [len(sample.prompt_ids) + len(sample.response_ids) for sample in chosen]
+        output = {"log_probs": nested(list(log_probs.split(whole)))}
+        if self._actor.entropy_coeff != 0 or self._actor.calculate_entropy:
+            output["entropy"] = nested(list(entropy.split(whole)))
+        data = TensorDict(
+            {
+                "prompts": nested([torch.tensor(sample.prompt_ids) for sample in chosen]),
+                "responses": nested([torch.tensor(sample.response_ids) for sample in chosen]),
+                **{
+                    name: nested([row[:length] for row, length in zip(values[rows], lengths, strict=True)])
+                    for name, values in fields.items()
+                },
+            },
+            batch_size=len(chosen),
+        )
+        tokens = int(fields["loss_mask"][rows].sum())
+        tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=tokens, global_batch_size=len(chosen))
+        return soup_loss(self._actor, output, data, settings=self._settings)
+
+    def update(self, samples: list[Sample], fields: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Train on the batch; returns metrics under verl's names."""
+        collected: dict[str, list[float]] = {}
+        for _ in range(self._actor.ppo_epochs):
+            for start in range(0, len(samples), self._mini_batch):
+                loss, metrics = self.loss(samples, fields, slice(start, start + self._mini_batch))
+                self._optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._actor.grad_clip)
+                if torch.isfinite(norm):
+                    self._optimizer.step()
+                metrics["actor/grad_norm"] = norm.item()
+                for key, metric in metrics.items():
+                    value = metric.aggregate() if hasattr(metric, "aggregate") else metric
+                    collected.setdefault(key, []).append(float(value))
+        means = {key: sum(values) / len(values) for key, values in collected.items()}
+        sums = {key: means.pop(key) for key in list(means) if key.startswith(PREFIX)}
+        return {**means, **(means_of_loss_sums(sums) if sums else {})}

@@ -1,0 +1,21 @@
+"""Unbiased pass@k. Pure Python, imports no verl."""
+
+from math import comb
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k samples, drawn without replacement from those taken, is correct.
+
+    The unbiased estimator of Chen et al. 2021 (Codex); verl's `best@k` is a bootstrap.
+
+    Args:
+        samples: taken for the problem.
+        correct: of them.
+        k: at most `samples`.
+
+    Raises:
+        ValueError: k larger than the number of samples.
+    """
+    if not 0 <= correct <= samples or not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} of {correct} correct among {samples} samples is not defined")
+    return 1.0 - comb(samples - correct, k) / comb(samples, k)

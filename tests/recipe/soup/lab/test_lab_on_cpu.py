@@ -1,0 +1,211 @@
+"""The lab is the real path's mathematics: same loss, same gradient, same bookkeeping."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
+from transformers import AutoModelForCausalLM
+
+from recipe.soup.lab.driver import Lab
+from recipe.soup.lab.sampler import sample
+from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, train_rows
+from recipe.soup.settings import parse_settings
+from recipe.soup.trainer import SoupTrainer
+
+ACTOR = "actor_rollout_ref.actor"
+SMALL = (
+    "data.train_batch_size=4",
+    "data.val_max_samples=8",
+    "trainer.total_training_steps=6",
+    f"{ACTOR}.optim.lr=1e-3",
+)
+EOS = 1
+
+
+def example(composed: Any, *overrides: str) -> DictConfig:
+    return composed("example=countdown", "algorithm=soup", *SMALL, f"{ACTOR}.ppo_mini_batch_size=2", *overrides)
+
+
+# ---------------------------------------------------------------- one batch through verl's worker, and through the lab
+
+
+VARIANTS = {
+    "behavior": [],
+    "shaped": ["algorithm.soup.ratio=shaped"],
+    "decoupled": ["algorithm.soup.ratio=decoupled"],
+    "masked": ["algorithm.soup.prefix_gradient=0.3", "algorithm.soup.loss_tokens=trained"],
+    "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
+    "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
+    "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
+}
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lab_and_verl_give_the_same_loss_and_gradient(variant: str, composed: Any, store: Store) -> None:
+    one_mini_batch = f"{ACTOR}.ppo_mini_batch_size=8"
+    config = composed(*COUNTDOWN, "algorithm=soup", one_mini_batch, *VARIANTS[variant])
+    torch.manual_seed(0)
+    group = WorkerGroup(config, store)
+    trainer = make_trainer(SoupTrainer, config, group)
+    batch = recorded(store)
+    trainer._install_loss()
+    metrics: dict = {}
+    batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
+    trainer._update_actor(batch, metrics)
+    optimizer = group.worker.actor.engine.optimizer
+    # Adam's first moment after one step.
+    states = [optimizer.state[parameter]["exp_avg"] for parameter in optimizer.param_groups[0]["params"]]
+    theirs = torch.cat([state.full_tensor().flatten() for state in states]) / (1 - 0.9)
+
+    samples = [
+        Sample(
+            row["prompts"].tolist(),
+            row["responses"].tolist(),
+            row["policy_versions"].tolist(),
+            row["rollout_log_probs"].tolist(),
+            float(row["rm_scores"].sum()),
+            row["uid"],
+        )
+        for row in (store.rows[key] for key in batch.keys)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(config.actor_rollout_ref.model.path, dtype=torch.float32)
+    settings = parse_settings(config.algorithm.soup, config.actor_rollout_ref.rollout.response_length)
+    rows = train_rows(model, samples, 1.0, STEP - 1)
+    fields = fields_of_loss(rows, samples, settings, config)
+    updater = Updater(model, torch.optim.SGD(model.parameters()), config, settings)
+    loss, ours = updater.loss(samples, fields, slice(None))
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert gradient.norm() > 0.01
+    assert torch.allclose(gradient, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
+    assert float(ours["actor/pg_loss"].aggregate()) == pytest.approx(float(metrics["actor/pg_loss"]), abs=1e-6)
+
+
+# ---------------------------------------------------------------- the sampler
+
+
+@pytest.fixture(scope="module")
+def model(countdown_dir: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(countdown_dir / "base_model", dtype=torch.float32)
+
+
+PROMPTS = [[5, 18, 7, 18, 9, 14, 4, 4, 17], [5, 14, 4, 17], [11, 18, 3, 18, 3, 14, 6, 17]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_log_probs_are_those_of_a_plain_forward(model: torch.nn.Module, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    limits = [24, 5, 1] * 10
+    answers = sample(model, PROMPTS * 10, limits, 3, temperature, EOS, generator)
+    samples = [
+        Sample(prompt, a.token_ids, [3] * len(a.token_ids), a.log_probs, 0.0, 0)
+        for prompt, a in zip(PROMPTS * 10, answers, strict=True)
+    ]
+    with torch.no_grad():
+        log_probs = of_responses(forward(model, samples, temperature)[0], samples)
+    for row, answer, limit in zip(log_probs, answers, limits, strict=True):
+        length = len(answer.token_ids)
+        assert answer.log_probs == pytest.approx(row[:length].tolist(), abs=3e-5)  # padded on the other side
+        assert 1 <= length <= limit
+        assert EOS not in answer.token_ids[:-1]
+        assert length == limit or answer.token_ids[-1] == EOS
+        assert answer.extra_fields["global_steps"] == 3
+    assert any(answer.token_ids[-1] == EOS for answer in answers)
+
+
+def test_sampled_tokens_follow_the_models_distribution(model: torch.nn.Module) -> None:
+    """First tokens after one prompt, against their probabilities: chi-square, a bound that fails once in 10,000."""
+    n = 4000
+    answers = sample(model, [PROMPTS[0]] * n, [1] * n, 0, 1.0, EOS, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).double().numpy() * n
+    counts = np.bincount([answer.token_ids[0] for answer in answers], minlength=len(expected))
+    large = expected >= 5
+    statistic = ((counts - expected) ** 2 / expected)[large].sum()
+    freedom = large.sum() - 1
+    assert statistic < freedom + 3.72 * np.sqrt(2 * freedom) + 8
+
+
+# ---------------------------------------------------------------- whole steps
+
+
+def test_prefixes_are_samples_of_the_version_that_they_claim(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(example(composed, "algorithm.soup.lag=2", "algorithm.soup.warm_start=pure"))
+    versions, seen = [copy.deepcopy(lab.model)], []
+    update = lab.updater.update
+
+    def record(samples: list[Sample], fields: dict[str, torch.Tensor]) -> dict[str, float]:
+        seen.append((samples, fields))
+        return update(samples, fields)
+
+    monkeypatch.setattr(lab.updater, "update", record)
+    for step in range(1, 7):
+        lab.step(step)
+        versions.append(copy.deepcopy(lab.model))
+    for step, (samples, fields) in enumerate(seen, start=1):
+        claimed = {version for s in samples for version in s.versions}
+        assert claimed == ({step - 3, step - 1} if step > 2 else {step - 1})
+        for version in claimed:
+            with torch.no_grad():
+                log_probs = of_responses(forward(versions[version], samples, 1.0)[0], samples)
+                other = of_responses(forward(versions[version - 1 if version else step], samples, 1.0)[0], samples)
+            for row, values in enumerate(samples):
+                at = torch.tensor(values.versions) == version
+                old = fields["old_log_probs"][row, : len(at)][at]
+                assert torch.allclose(old, log_probs[row, : len(at)][at], atol=1e-5)
+            assert not torch.allclose(log_probs, other, atol=1e-2)
+
+
+SOURCES = {
+    "snapshot": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.every=1", "algorithm.soup.lag=2"],
+    "base": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=base"],
+    "replay": ["algorithm.soup.source=replay", "data.train_max_samples=8", "algorithm.soup.prefix_length.unit=fraction",
+               "algorithm.soup.prefix_length.min=0.1", "algorithm.soup.prefix_length.max=0.5"],
+    "candidates": ["algorithm.soup.selection=entropic", "algorithm.soup.candidates=2", "algorithm.soup.lag=2",
+                   "algorithm.soup.samples_per_prefix=2", "algorithm.soup.baseline=two_level"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_runs(source: str, composed: Any) -> None:
+    lab = Lab(example(composed, *SOURCES[source]))
+    metrics = [lab.step(step) for step in range(1, 7)]
+    assert metrics[-1]["soup/train/mixed/share"] == 0.5
+    assert metrics[-1]["soup/train/prefix/kl_k3_at_start"] > 0
+    assert all(set(m) == set(metrics[0]) for m in metrics)
+
+
+def test_runs_with_the_same_seed_are_equal_and_with_another_they_are_not(composed: Any) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        lab = Lab(example(composed, f"data.seed={seed}", "algorithm.soup.lag=1"))
+        runs.append([lab.step(step) for step in (1, 2, 3)])
+    timeless = [[{k: v for k, v in m.items() if not k.startswith("timing")} for m in run] for run in runs]
+    assert timeless[0] == timeless[1] != timeless[2]
+
+
+def test_what_only_the_real_path_can_do_is_refused(composed: Any) -> None:
+    with pytest.raises(SystemExit, match=r"actor_rollout_ref.actor.use_kl_loss=True: only the real path"):
+        Lab(example(composed, f"{ACTOR}.use_kl_loss=true"))
+
+
+def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_environ: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo", *SMALL]
+    command += [f"{ACTOR}.ppo_mini_batch_size=2", "trainer.test_freq=6"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "countdown" / "grpo.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(7))
+    for line in (lines[0], lines[-1]):
+        metrics = line["data"]
+        assert metrics["soup/val/pass@1"] == pytest.approx(metrics["val-core/countdown/acc/mean@16"])
+        assert metrics["soup/val/pass@1"] <= metrics["soup/val/pass@4"] <= metrics["soup/val/pass@16"]
