@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 OUT := runs/countdown
 
-.PHONY: help install demo demo-grpo test check unit real clean
+.PHONY: help install demo demo-grpo compare test check unit real clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -36,6 +36,9 @@ demo: install ## SOUP on the countdown example, on this machine's CPU
 demo-grpo: install ## the twin: GRPO, with every other setting equal
 	$(RUN) algorithm=grpo
 	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
+
+compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
+	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2
 
 test: check ## every check and test (about twenty minutes on two cores)
 	$(BIN)/python -m pytest

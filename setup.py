@@ -18,8 +18,11 @@ setup(
     # An explicit root makes an editable install a plain path entry; setuptools' import-hook finder hides the
     # namespace package `hydra_plugins` from Hydra's scan.
     package_dir={"": "."},
-    package_data={"": ["*.yaml"]},
-    install_requires=["hydra-core>=1.3,<1.4", "numpy", "omegaconf", "packaging", "wrapt>=1.15"],
+    package_data={"": ["*.yaml", "*.j2"]},
+    install_requires=[
+        *("hydra-core>=1.3,<1.4", "numpy", "omegaconf", "packaging", "wrapt>=1.15"),
+        *("jinja2", "matplotlib", "pandas", "pyyaml", "tqdm"),
+    ],
     extras_require={
         "gpu": [VERL.replace("verl", "verl[vllm]"), "TransferQueue==0.1.11", "cachetools", "flash-attn==2.8.3"],
         # The versions that were run together are in requirements-cpu.txt; install that file first.
@@ -27,6 +30,7 @@ setup(
         "dev": ["hypothesis", "pre-commit", "pyright", "pytest", "ruff"],
     },
     entry_points={
+        "console_scripts": ["soup = recipe.soup.cli:main"],
         # Loaded by every process that imports verl: the driver, Ray workers and vLLM workers.
         "verl.plugins": ["verl_ext = verl_ext.plugin"],
         # Packages of Hydra config groups, appended to verl's search path.

@@ -7,9 +7,11 @@ constant.
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from recipe.soup.sources.base import FinishedSample
 from recipe.soup.sources.make import make_source
 
 PASS_AT = (1, 4, 8, 16)
+NO_TEMPERATURE = 1e-6
 
 
 def check_lab_config(config: DictConfig) -> None:
@@ -190,27 +193,41 @@ class Lab:
 
     # ------------------------------------------------------------------ validation and the whole run
 
-    def validate(self) -> dict[str, float]:
-        """Unmixed: accuracy, unbiased pass@k, mean -log-prob of a token (which estimates the entropy), length."""
+    def validate(self, step: int) -> dict[str, float]:
+        """Unmixed: accuracy, greedy accuracy, unbiased pass@k, mean -log-prob of a token (which estimates the entropy).
+
+        Dumps the samples as verl does, if `trainer.validation_data_dir` says where.
+        """
         n = self.rollout.val_kwargs.n
         prompts = [self._prompt_ids(problem.messages) for problem in self.validation]
-        correct = [0] * len(prompts)
-        surprise: list[float] = []
         asked = [ids for ids in prompts for _ in range(n)]
-        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), 0)
-        for i, answer in enumerate(answers):
-            text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-            correct[i // n] += self.reward(self.validation[i // n], text) > 0
-            surprise += answer.log_probs
-        source = self.validation[0].data_source
+        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), step)
+        problems = [problem for problem in self.validation for _ in range(n)]
+        texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
+        scores = [self.reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        if self.config.trainer.get("validation_data_dir"):
+            folder = Path(self.config.trainer.validation_data_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            inputs = [self.tokenizer.decode(ids) for ids in asked]
+            rows = pd.DataFrame({"input": inputs, "output": texts, "score": scores, "step": step})
+            rows.to_json(folder / f"{step}.jsonl", orient="records", lines=True)
+        correct = (np.array(scores) > 0).reshape(-1, n).sum(axis=1)
+        surprise = [value for answer in answers for value in answer.log_probs]
         metrics = {
-            f"val-core/{source}/acc/mean@{n}": sum(correct) / (len(correct) * n),
+            f"val-core/{self.validation[0].data_source}/acc/mean@{n}": correct.mean() / n,
+            "soup/val/greedy": self._greedy(prompts),
             "soup/val/entropy": -float(np.mean(surprise)),
-            "soup/val/response_length": len(surprise) / len(answers),
         }
         for k in (k for k in PASS_AT if k <= n):
-            metrics[f"soup/val/pass@{k}"] = float(np.mean([pass_at_k(n, hits, k) for hits in correct]))
+            metrics[f"soup/val/pass@{k}"] = float(np.mean([pass_at_k(n, int(hits), k) for hits in correct]))
         return metrics
+
+    def _greedy(self, prompts: list[list[int]]) -> float:
+        """Accuracy of the most probable tokens: sampled at a temperature at which nothing else is left."""
+        limits, eos = [self.rollout.response_length] * len(prompts), self.tokenizer.eos_token_id
+        answers = sample(self.model, prompts, limits, 0, NO_TEMPERATURE, eos, torch.Generator())
+        texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
+        return float(np.mean([self.reward(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
 
     def fit(self) -> None:
         """The whole run, logged by verl's trackers."""
@@ -219,11 +236,11 @@ class Lab:
         trackers = [name for name in trainer.logger if name != "console"]
         tracking = Tracking(trainer.project_name, trainer.experiment_name, trackers, config={})
         if trainer.val_before_train:
-            tracking.log(self.validate(), step=0)
+            tracking.log(self.validate(0), step=0)
         for step in tqdm(range(1, self.last_step + 1), desc=trainer.experiment_name, unit="step"):
             metrics = self.step(step)
             if trainer.test_freq > 0 and (step % trainer.test_freq == 0 or step == self.last_step):
-                validation = self.validate()
+                validation = self.validate(step)
                 self.source.validated(step, next(iter(validation.values())))
                 metrics |= validation
             tracking.log(metrics, step=step)

@@ -1,0 +1,72 @@
+"""The console command `soup`."""
+
+import argparse
+from pathlib import Path
+
+from recipe.soup.compare.execute import execute
+from recipe.soup.compare.report import write_report
+from recipe.soup.compare.results import Result, read_result
+from recipe.soup.compare.study import DRIVERS, read_study
+
+EXAMPLES = """examples:
+  soup compare examples/countdown/studies/first.yaml --jobs 2
+  soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
+"""
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run a study, or read the logs of runs, and write the report."""
+    results: dict[str, list[Result]] = {}
+    if args.from_logs:
+        paths = [Path(log) for log in args.from_logs]
+        for path in paths:
+            validation = path.with_suffix("") / "validation"
+            results.setdefault(path.stem, []).append(read_result(path.stem, 0, path, validation))
+        baseline, commands, out = (
+            paths[0].stem,
+            {path.stem: str(path) for path in paths},
+            args.out or Path("comparison"),
+        )
+    else:
+        study = read_study(args.study)
+        out = args.out or Path("runs") / "studies" / args.study.stem
+        failed = execute(study, out, args.jobs)
+        for run in study.in_folder(out):
+            if run.done.exists():
+                results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))
+        if study.baseline not in results:
+            raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
+        module = DRIVERS[study.driver][0]
+        commands = {
+            name: " ".join(["python -m", module, *study.common, *overrides]) for name, overrides in study.runs.items()
+        }
+        baseline = study.baseline
+        if failed:
+            print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
+    for path in write_report(results, baseline, commands, out):
+        print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="soup", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    comparing = commands.add_parser(
+        "compare",
+        help="run configurations x seeds and report",
+        description=compare.__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    comparing.add_argument("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
+    comparing.add_argument("--jobs", type=int, default=1, help="runs beside each other (default 1)")
+    comparing.add_argument("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
+    comparing.add_argument("--from-logs", nargs="+", help="metrics of verl's file logger; the first is the baseline")
+    comparing.set_defaults(run=compare)
+    args = parser.parse_args()
+    if args.run is compare and bool(args.study) == bool(args.from_logs):
+        parser.error("give a study, or --from-logs")
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

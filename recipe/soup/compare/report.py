@@ -1,0 +1,96 @@
+"""Table, pictures and page of a comparison. Imports no verl."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from recipe.soup.compare.intervals import mean_interval, paired_interval
+from recipe.soup.compare.plots import curves, outcomes
+from recipe.soup.compare.results import PASS_AT, Result, figures
+from recipe.soup.pass_at_k import pass_at_k
+
+PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
+
+
+def per_problem(result: Result, k: int) -> np.ndarray:
+    """pass@k of each problem after training."""
+    return np.array([pass_at_k(result.tries, int(hits), k) for hits in result.after])
+
+
+def _interval(interval: tuple[float, float, float], sign: str = "") -> str:
+    mean, low, high = interval
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
+    """One row for each configuration: pass@k with intervals, the other figures as means over seeds."""
+    rows = {}
+    for name, runs in results.items():
+        means = pd.DataFrame([figures(run) for run in runs]).mean()
+        row: dict[str, str] = {"seeds": str(len(runs))}
+        for key, value in means.items():
+            k = int(str(key).removeprefix("pass@")) if str(key).startswith("pass@") else None
+            formatted = f"{value:,.0f}" if value > 1000 else f"{value:.3f}"
+            row[str(key)] = _interval(mean_interval([per_problem(run, k) for run in runs])) if k else formatted
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.DataFrame:
+    """pass@k minus that of the twin with the same seed; only seeds that both have."""
+    twins = {run.seed: run for run in results[baseline]}
+    rows = {}
+    for name, runs in results.items():
+        pairs = [(run, twins[run.seed]) for run in runs if run.seed in twins and len(run.after)]
+        if name != baseline and pairs:
+            rows[name] = {
+                f"pass@{k}": _interval(
+                    paired_interval([per_problem(a, k) for a, _ in pairs], [per_problem(b, k) for _, b in pairs]), "+"
+                )
+                for k in PASS_AT
+                if k <= pairs[0][0].tries
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = ["| | " + " | ".join(map(str, table.columns)) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(table.index, table.values, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def write_report(results: dict[str, list[Result]], baseline: str, commands: dict[str, str], out: Path) -> list[Path]:
+    """Write `report.md`, its pictures, and `report.html`, which holds everything and opens from disk.
+
+    Args:
+        results: runs by configuration, the baseline among them.
+        commands: what was run, by configuration.
+        out: folder, made if missing.
+
+    Returns:
+        the files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    curves(results, out / "curves.png")
+    outcomes(results, out / "outcomes.png")
+    ends, differences = end_table(results), difference_table(results, baseline)
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    facts = {"title": out.name, "baseline": baseline, "commands": commands}
+    markdown = templates.get_template("report.md.j2").render(
+        **facts, ends=_markdown(ends), differences=_markdown(differences), pictures={name: name for name in PICTURES}
+    )
+    embedded = {
+        title: "data:image/png;base64," + base64.b64encode((out / name).read_bytes()).decode()
+        for name, title in PICTURES.items()
+    }
+    page = templates.get_template("report.html.j2").render(
+        **facts, ends=ends.to_html(border=0), differences=differences.to_html(border=0), pictures=embedded
+    )
+    (out / "report.md").write_text(markdown)
+    (out / "report.html").write_text(page)
+    return [out / "report.md", out / "report.html", *(out / name for name in PICTURES)]

@@ -1,0 +1,99 @@
+"""A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipe.soup.settings import refuse
+
+DRIVERS = {
+    "lab": ["recipe.soup.lab"],
+    "main_ppo": ["verl.trainer.main_ppo"],
+}
+KEYS = ("driver", "baseline", "seeds", "common", "runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration with one seed.
+
+    Attributes:
+        name: of the configuration.
+        overrides: on verl's config, all of them.
+        folder: where everything that it writes goes.
+    """
+
+    name: str
+    seed: int
+    overrides: list[str]
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        """What verl's file logger writes."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def validation(self) -> Path:
+        """Folder of verl's dump of validation samples."""
+        return self.folder / "validation"
+
+    @property
+    def done(self) -> Path:
+        """Exists once the run has come to its end."""
+        return self.folder / "done"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file says.
+
+    Attributes:
+        driver: `lab` or `main_ppo`.
+        baseline: name of the configuration that the others are compared with, seed by seed.
+        seeds: every configuration runs with each.
+        common: overrides that all share; the twins differ in `runs` only.
+        runs: overrides by name.
+    """
+
+    driver: str
+    baseline: str
+    seeds: list[int]
+    common: list[str]
+    runs: dict[str, list[str]]
+
+    def in_folder(self, out: Path) -> list[Run]:
+        """All runs, one seed after the other, so that an interrupted study has whole seeds."""
+        runs = []
+        for seed in self.seeds:
+            for name, overrides in self.runs.items():
+                folder = (out / name / f"seed_{seed}").absolute()
+                seeded = [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
+                seeded += [f"trainer.experiment_name={name}", f"trainer.validation_data_dir={folder / 'validation'}"]
+                seeded += [f"trainer.default_local_dir={folder / 'checkpoints'}", "trainer.resume_mode=disable"]
+                runs.append(Run(name, seed, [*self.common, *overrides, *seeded], folder))
+        return runs
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study's file.
+
+    Raises:
+        SystemExit: what is missing or wrong; one sentence.
+    """
+    if not path.exists():
+        raise refuse("study", path, "no such file; examples are in examples/countdown/studies.")
+    content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    for key in KEYS:
+        if key not in content:
+            raise refuse("study", path, f"`{key}` is missing; it needs {', '.join(KEYS)}.")
+    if unknown := set(content) - set(KEYS):
+        raise refuse("study", path, f"`{unknown.pop()}` is not known; it has {', '.join(KEYS)}.")
+    study = Study(**content)
+    if study.driver not in DRIVERS:
+        raise refuse("driver", study.driver, f"choose one of {', '.join(DRIVERS)}.")
+    if study.baseline not in study.runs:
+        raise refuse("baseline", study.baseline, f"is none of the runs {', '.join(study.runs)}.")
+    return study

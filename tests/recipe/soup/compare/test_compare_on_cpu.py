@@ -1,0 +1,236 @@
+"""Comparisons: what is run, what is left alone, and what the report says of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from recipe.soup.cli import main
+from recipe.soup.compare import execute as execution
+from recipe.soup.compare.execute import execute
+from recipe.soup.compare.intervals import mean_interval, paired_interval
+from recipe.soup.compare.report import write_report
+from recipe.soup.compare.results import correct_samples, figures, pass_curve, read_result
+from recipe.soup.compare.study import Study, read_study
+
+PROBLEMS, TRIES = 6, 8
+STUDY = {
+    "driver": "lab",
+    "baseline": "grpo",
+    "seeds": [0, 1],
+    "common": ["example=countdown"],
+    "runs": {"grpo": ["algorithm=grpo"], "soup": ["algorithm=soup"]},
+}
+
+
+def write_run(metrics: Path, validation: Path, correct: list[int]) -> None:
+    """A run of three steps that ends with `correct` right samples of each problem."""
+    metrics.parent.mkdir(parents=True, exist_ok=True)
+    lines = [{"step": 0, "data": {"val-core/x/acc/mean@8": 0.1}}]
+    for step in (1, 2, 3):
+        data = {
+            "timing_s/step": 2.0 * step,
+            "soup/train/continuation/tokens": 100.0,
+            "soup/cost/seed_tokens": 10.0,
+            "soup/train/groups_with_signal": 0.5,
+            "actor/entropy": 1.0 / step,
+            "critic/score/mean": 0.1 * step,
+        }
+        lines.append({"step": step, "data": data})
+    lines[-1]["data"]["val-core/x/acc/mean@8"] = sum(correct) / (PROBLEMS * TRIES)
+    metrics.write_text("\n".join(map(json.dumps, lines)))
+    validation.mkdir(parents=True, exist_ok=True)
+    for step, hits in ((0, [0] * PROBLEMS), (3, correct)):
+        rows = [
+            {"input": f"problem {i}", "output": "", "score": float(n < hits[i])}
+            for i in range(PROBLEMS)
+            for n in range(TRIES)
+        ]
+        np.random.default_rng(0).shuffle(rows)  # pyright: ignore[reportArgumentType]
+        (validation / f"{step}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+# ---------------------------------------------------------------- the study
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"driver": "trl"}, ["driver=trl", "lab, main_ppo"]),
+        ({"baseline": "ppo"}, ["baseline=ppo", "grpo, soup"]),
+        ({"seeds": None}, ["`seeds` is missing"]),
+        ({"seed": 1}, ["`seed` is not known"]),
+    ],
+)
+def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, words: list[str]) -> None:
+    content = {key: value for key, value in {**STUDY, **change}.items() if value is not None}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(SystemExit) as refusal:
+        read_study(path)
+    assert all(word in str(refusal.value) for word in words)
+
+
+def test_the_examples_are_studies(countdown_dir: Path) -> None:
+    paths = list((countdown_dir / "studies").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert read_study(path).seeds
+
+
+def test_twins_differ_in_their_own_overrides_only(study_file: Path, tmp_path: Path) -> None:
+    runs = {(run.name, run.seed): run for run in read_study(study_file).in_folder(tmp_path)}
+    assert len(runs) == 4
+    assert len({run.folder for run in runs.values()}) == 4
+    one, other = (runs[name, 1] for name in ("grpo", "soup"))
+    same = [str(a).replace("grpo", "soup") == str(b) for a, b in zip(one.overrides, other.overrides, strict=True)]
+    assert all(same)
+    assert "data.seed=1" in one.overrides
+
+
+# ---------------------------------------------------------------- running
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """In place of the lab, a script that counts its starts and fails where a file says so."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import os, sys, pathlib\n"
+        "metrics = pathlib.Path(os.environ['VERL_FILE_LOGGER_PATH'])\n"
+        f"starts = pathlib.Path({str(tmp_path / 'starts')!r})\n"
+        "starts.open('a').write(metrics.parent.parent.name + metrics.parent.name + '\\n')\n"
+        f"if pathlib.Path({str(tmp_path / 'fail')!r}).exists() and 'algorithm=soup' in sys.argv:\n"
+        "    sys.exit('no such luck')\n"
+        'metrics.write_text(\'{"step": 0, "data": {}}\')\n'
+    )
+    monkeypatch.setattr(execution, "command", lambda run, driver: [sys.executable, str(script), *run.overrides])
+    return tmp_path / "starts"
+
+
+def test_what_failed_is_tried_again_and_what_is_done_is_not(study_file: Path, tmp_path: Path, driver: Path) -> None:
+    study, out = read_study(study_file), tmp_path / "out"
+    (tmp_path / "fail").touch()
+    failed = execute(study, out, jobs=2)
+    assert {(run.name, run.seed) for run in failed} == {("soup", 0), ("soup", 1)}
+    (tmp_path / "fail").unlink()
+    assert execute(study, out, jobs=2) == []
+    assert execute(study, out, jobs=2) == []
+    starts = driver.read_text().split()
+    assert sorted(starts) == sorted(["grposeed_0", "grposeed_1", *["soupseed_0", "soupseed_1"] * 2])
+    assert all(run.metrics.exists() and (run.folder / "command.txt").exists() for run in study.in_folder(out))
+
+
+def test_a_run_that_was_killed_starts_anew(study_file: Path, tmp_path: Path, driver: Path) -> None:
+    study = read_study(study_file)
+    half = study.in_folder(tmp_path / "out")[0].folder
+    half.mkdir(parents=True)
+    (half / "leftover").touch()
+    assert execute(study, tmp_path / "out", jobs=1) == []
+    assert not (half / "leftover").exists()
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_correct_samples_are_counted_by_problem_whatever_their_order(tmp_path: Path) -> None:
+    write_run(tmp_path / "m.jsonl", tmp_path / "v", [0, 1, 2, 3, 8, 8])
+    counts, tries = correct_samples(tmp_path / "v" / "3.jsonl")
+    assert counts.tolist() == [0, 1, 2, 3, 8, 8]
+    assert tries == TRIES
+
+
+def test_figures_are_those_of_the_logs(tmp_path: Path) -> None:
+    write_run(tmp_path / "m.jsonl", tmp_path / "v", [0, 1, 2, 3, 8, 8])
+    row = figures(read_result("soup", 0, tmp_path / "m.jsonl", tmp_path / "v"))
+    assert row["pass@1"] == pytest.approx(22 / 48)
+    assert row["pass@8"] == pytest.approx(5 / 6)
+    assert row["tokens generated"] == 330
+    assert row["seconds a step"] == 4
+    assert row["entropy"] == pytest.approx(1 / 3)
+    assert pass_curve(np.array([4]), 8)[2] == pytest.approx(1 - (4 * 3) / (8 * 7))
+
+
+def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
+    rng = np.random.default_rng(3)
+    widths = []
+    for problems in (20, 2000):
+        mean, low, high = mean_interval([rng.random(problems) for _ in range(5)])
+        assert low < mean < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+    assert mean_interval([np.full(7, 0.25)] * 3) == (0.25, 0.25, 0.25)
+
+
+def test_intervals_are_right_about_as_often_as_they_say() -> None:
+    """95 % of intervals over many problems contain the truth; the bound fails once in thousands of cases."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(60):
+        _, low, high = mean_interval([rng.random(50) for _ in range(12)])
+        hits += low < 0.5 < high
+    assert hits >= 49
+
+
+def test_pairing_takes_out_what_the_seeds_share() -> None:
+    rng = np.random.default_rng(0)
+    twins = [rng.random(50) for _ in range(4)]
+    mean, low, high = paired_interval([twin + 0.1 for twin in twins], twins)
+    assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_report_has_a_row_for_each_configuration_and_opens_from_disk(tmp_path: Path) -> None:
+    results = {}
+    for name, correct in (("grpo", [0, 1, 2, 3, 4, 5]), ("soup", [1, 2, 3, 4, 5, 6])):
+        results[name] = []
+        for seed in (0, 1):
+            folder = tmp_path / name / str(seed)
+            write_run(folder / "m.jsonl", folder / "v", correct)
+            results[name].append(read_result(name, seed, folder / "m.jsonl", folder / "v"))
+    files = write_report(results, "grpo", {"grpo": "a", "soup": "b"}, tmp_path / "report")
+    assert all(path.stat().st_size > 0 for path in files)
+    markdown, page = (tmp_path / "report" / "report.md").read_text(), (tmp_path / "report" / "report.html").read_text()
+    assert "| soup | +0.125 (+0.125 to +0.125)" in markdown  # one of eight samples more, on every problem
+    assert "| grpo | 2 | 0.312" in markdown
+    assert "0.312" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_logs_of_any_run_of_verl_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("grpo", "soup"):
+        write_run(tmp_path / f"{name}.jsonl", tmp_path / name / "validation", [0, 1, 2, 3, 4, 5])
+    logs = [str(tmp_path / f"{name}.jsonl") for name in ("grpo", "soup")]
+    monkeypatch.setattr(sys, "argv", ["soup", "compare", "--from-logs", *logs, "--out", str(tmp_path / "out")])
+    main()
+    assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
+    assert "| soup | +0.000" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_study_without_its_baseline_says_so(
+    study_file: Path, tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {**STUDY, "baseline": "soup"}
+    study_file.write_text(yaml.safe_dump(content))
+    (tmp_path / "fail").touch()
+    monkeypatch.setattr(sys, "argv", ["soup", "compare", str(study_file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="No run of soup came to its end"):
+        main()
+
+
+def test_study_is_plain_data() -> None:
+    assert Study(**STUDY).runs["soup"] == ["algorithm=soup"]
