@@ -8,13 +8,18 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from recipe.soup.compare.results import Result, generated_tokens, pass_curve
 
 SMOOTH = 10
 """Steps over which training metrics are averaged."""
+
+
+def _of_prefixes(series: pd.Series) -> pd.Series:
+    """Without the steps that had no prefix, which report zeros."""
+    seen = series[series > 0]
+    return _smooth(series[series.index >= seen.index.min()]) if len(seen) else seen
 
 
 def _smooth(series: pd.Series) -> pd.Series:
@@ -26,8 +31,12 @@ CURVES: dict[str, Callable[[Result], pd.Series]] = {
     "groups with signal": lambda result: _smooth(result.column("soup/train/groups_with_signal")),
     "validation accuracy": lambda result: result.accuracy,
     "validation entropy (nats a token)": lambda result: result.column("soup/val/entropy"),
-    "prefix: effective sample size": lambda result: _smooth(result.column("soup/loss/prefix/effective_sample_size")),
-    "prefix: clipped share of the gradient": lambda result: _smooth(result.column("soup/loss/prefix/gradient_clipped")),
+    "prefix: effective sample size": lambda result: _of_prefixes(
+        result.column("soup/loss/prefix/effective_sample_size")
+    ),
+    "prefix: clipped share of the gradient": lambda result: _of_prefixes(
+        result.column("soup/loss/prefix/gradient_clipped")
+    ),
 }
 
 
@@ -37,8 +46,6 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
     for axis, (title, curve) in zip(axes.flat, CURVES.items(), strict=True):
         for color, (name, runs) in enumerate(results.items()):
             table = pd.concat([curve(run) for run in runs], axis=1)
-            if "prefix" in title:
-                table = table.where(table > 0)  # no prefix, no value
             if not table.dropna(how="all").empty:
                 marker = "o" if "validation" in title else None
                 axis.plot(table.index, table.mean(axis=1), label=name, color=f"C{color}", marker=marker, markersize=4)
@@ -69,9 +76,10 @@ def outcomes(results: dict[str, list[Result]], path: Path) -> None:
                 axis.plot(where, list(at.values()), color=f"C{color}", marker="o", markersize=3, alpha=0.7)
     before = [run for runs in results.values() for run in runs if len(run.before)]
     if before:
-        start = pass_curve(np.mean([run.before for run in before], axis=0).round().astype(int), before[0].tries)
-        axes[0].plot(list(start), list(start.values()), color="gray", linestyle="--", label="before training")
-    axes[0].set_xscale("log", base=2)
+        start = pd.DataFrame([pass_curve(run.before, run.tries) for run in before]).mean()
+        axes[0].plot(start.index, start, color="gray", linestyle="--", label="before training")
+        axes[0].set_xscale("log", base=2)
+        axes[0].set_xticks(start.index, [str(k) for k in start.index])
     axes[0].legend()
     for axis, title, label in zip(
         axes,
