@@ -18,8 +18,8 @@ SMOOTH = 10
 
 def _of_prefixes(series: pd.Series) -> pd.Series:
     """Without the steps that had no prefix, which report zeros."""
-    seen = series[series > 0]
-    return _smooth(series[series.index >= seen.index.min()]) if len(seen) else seen
+    steps = [step for step, value in series.items() if value > 0]
+    return _smooth(pd.Series(series.loc[steps[0] :])) if steps else pd.Series(dtype=float)
 
 
 def _smooth(series: pd.Series) -> pd.Series:
