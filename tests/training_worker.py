@@ -16,10 +16,11 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from recipe.soup.algorithm import weigh_decoupled
 from recipe.soup.plan import RunFacts
 from recipe.soup.rows import SEEDS_KEY
 from recipe.soup.settings import parse_settings
-from recipe.soup.trainer import SoupTrainer, weigh_decoupled
+from recipe.soup.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parent / "data" / "recorded_batch.jsonl"
 STEP = 5

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from verl.trainer.ppo.core_algos import (
     agg_loss,
     compute_grpo_outcome_advantage,
@@ -104,6 +105,13 @@ def compute_soup_policy_loss(
         "actor/ppo_kl": ((old_log_prob - log_prob).detach() * mask).sum().item() / count.item(),
         "actor/pg_clipfrac_lower": (outputs.clipped_dual & mask).sum().item() / count.item(),
     }
+
+
+def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
+    """With `ratio=decoupled`, let verl weigh each token by truncated pi_old / mu, if it is not told how already."""
+    correction = config.algorithm.get("rollout_correction")
+    if settings.mixes and settings.ratio == "decoupled" and correction.rollout_is is None:
+        correction.rollout_is = "token"
 
 
 def clip_ranges(settings: SoupSettings, config: Any) -> Clip:

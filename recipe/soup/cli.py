@@ -18,21 +18,21 @@ def compare(args: argparse.Namespace) -> None:
     """Run a study, or read the logs of runs, and write the report."""
     results: dict[str, list[Result]] = {}
     if args.from_logs:
-        paths = [Path(log) for log in args.from_logs]
-        for path in paths:
-            validation = path.with_suffix("") / "validation"
-            results.setdefault(path.stem, []).append(read_result(path.stem, 0, path, validation))
-        baseline, commands, out = (
-            paths[0].stem,
-            {path.stem: str(path) for path in paths},
-            args.out or Path("comparison"),
-        )
+        logs = {name or Path(log).stem: Path(log) for name, _, log in (text.rpartition("=") for text in args.from_logs)}
+        if len(logs) < len(args.from_logs):
+            raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
+        for name, path in logs.items():
+            dumps = [path.with_suffix("") / "validation", path.parent / "validation"]
+            validation = next((folder for folder in dumps if folder.exists()), dumps[0])
+            results[name] = [read_result(name, 0, path, validation)]
+        baseline, out = next(iter(logs)), args.out or Path("comparison")
+        commands = {name: str(path) for name, path in logs.items()}
     else:
         study = read_study(args.study)
         out = args.out or Path("runs") / "studies" / args.study.stem
         failed = execute(study, out, args.jobs)
         for run in study.in_folder(out):
-            if run.done.exists():
+            if run.is_done:
                 results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))
         if study.baseline not in results:
             raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
@@ -60,7 +60,7 @@ def main() -> None:
     comparing.add_argument("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
     comparing.add_argument("--jobs", type=int, default=1, help="runs beside each other (default 1)")
     comparing.add_argument("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
-    comparing.add_argument("--from-logs", nargs="+", help="metrics of verl's file logger; the first is the baseline")
+    comparing.add_argument("--from-logs", nargs="+", help="[NAME=]metrics.jsonl of verl; the first is the baseline")
     comparing.set_defaults(run=compare)
     args = parser.parse_args()
     if args.run is compare and bool(args.study) == bool(args.from_logs):

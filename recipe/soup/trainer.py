@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.distillation import is_distillation_enabled
@@ -22,13 +21,13 @@ from verl.utils.debug import marked_timer
 from verl.utils.device import get_device_name
 
 from recipe.soup.agent_loop import ORDERS_KEY
-from recipe.soup.algorithm import soup_loss
+from recipe.soup.algorithm import soup_loss, weigh_decoupled
 from recipe.soup.history import HistoricalReplicas
 from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.rows import fetch, sample_columns, without_padding
-from recipe.soup.settings import SoupSettings, parse_settings
+from recipe.soup.settings import parse_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.make import make_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
@@ -39,13 +38,6 @@ from verl_ext.versioned_client import VersionedLLMServerClient
 CPU_POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s: most of a step on a laptop, and next to nothing of one on GPUs, where a
 poll would also list many more samples."""
-
-
-def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
-    """With `ratio=decoupled`, let verl weigh each token by truncated pi_old / mu, if it is not told how already."""
-    correction = config.algorithm.get("rollout_correction")
-    if settings.mixes and settings.ratio == "decoupled" and correction.rollout_is is None:
-        correction.rollout_is = "token"
 
 
 class SoupStages(UpdateStage):

@@ -64,7 +64,7 @@ def outcomes(results: dict[str, list[Result]], path: Path) -> None:
     """pass@k before and after training, and accuracy against tokens generated and against time."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
     for color, (name, runs) in enumerate(results.items()):
-        after = pd.DataFrame([pass_curve(run.after, run.tries) for run in runs])
+        after = pd.DataFrame([pass_curve(run.after) for run in runs])
         if not after.empty:
             axes[0].plot(after.columns, after.mean(), label=name, color=f"C{color}", marker="o", markersize=4)
             axes[0].fill_between(after.columns, after.min(), after.max(), alpha=0.15, color=f"C{color}", linewidth=0)
@@ -76,7 +76,7 @@ def outcomes(results: dict[str, list[Result]], path: Path) -> None:
                 axis.plot(where, list(at.values()), color=f"C{color}", marker="o", markersize=3, alpha=0.7)
     before = [run for runs in results.values() for run in runs if len(run.before)]
     if before:
-        start = pd.DataFrame([pass_curve(run.before, run.tries) for run in before]).mean()
+        start = pd.DataFrame([pass_curve(run.before) for run in before]).mean()
         axes[0].plot(start.index, start, color="gray", linestyle="--", label="before training")
         axes[0].set_xscale("log", base=2)
         axes[0].set_xticks(start.index, [str(k) for k in start.index])

@@ -3,21 +3,14 @@
 import base64
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from recipe.soup.compare.intervals import mean_interval, paired_interval
 from recipe.soup.compare.plots import curves, outcomes
-from recipe.soup.compare.results import PASS_AT, Result, figures
-from recipe.soup.pass_at_k import pass_at_k
+from recipe.soup.compare.results import PASS_AT, Result, figures, per_problem, tries
 
 PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
-
-
-def per_problem(result: Result, k: int) -> np.ndarray:
-    """pass@k of each problem after training."""
-    return np.array([pass_at_k(result.tries, int(hits), k) for hits in result.after])
 
 
 def _interval(interval: tuple[float, float, float], sign: str = "") -> str:
@@ -25,34 +18,40 @@ def _interval(interval: tuple[float, float, float], sign: str = "") -> str:
     return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
+def shared_problems(runs: list[Result]) -> list[str]:
+    """Validation problems that all the runs have."""
+    return sorted(set.intersection(*(set(run.after) for run in runs))) if runs else []
+
+
 def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
     """One row for each configuration: pass@k with intervals, the other figures as means over seeds."""
     rows = {}
     for name, runs in results.items():
-        means = pd.DataFrame([figures(run) for run in runs]).mean()
-        row: dict[str, str] = {"seeds": str(len(runs))}
-        for key, value in means.items():
-            k = int(str(key).removeprefix("pass@")) if str(key).startswith("pass@") else None
-            formatted = f"{value:,.0f}" if value > 1000 else f"{value:.3f}"
-            row[str(key)] = _interval(mean_interval([per_problem(run, k) for run in runs])) if k else formatted
+        problems = shared_problems(runs)
+        row = {"seeds": str(len(runs)), "problems": str(len(problems))}
+        for key, value in pd.DataFrame([figures(run) for run in runs]).mean().items():
+            text = str(key)
+            row[text] = f"{value:,.0f}" if value > 1000 else f"{value:.3f}"
+            if text.startswith("pass@") and problems:
+                k = int(text.removeprefix("pass@"))
+                row[text] = _interval(mean_interval([per_problem(run.after, k, problems) for run in runs]))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.DataFrame:
-    """pass@k minus that of the twin with the same seed; only seeds that both have."""
+    """pass@k minus that of the twin with the same seed; only seeds and problems that both have."""
     twins = {run.seed: run for run in results[baseline]}
     rows = {}
     for name, runs in results.items():
-        pairs = [(run, twins[run.seed]) for run in runs if run.seed in twins and len(run.after)]
-        if name != baseline and pairs:
-            rows[name] = {
-                f"pass@{k}": _interval(
-                    paired_interval([per_problem(a, k) for a, _ in pairs], [per_problem(b, k) for _, b in pairs]), "+"
-                )
-                for k in PASS_AT
-                if k <= pairs[0][0].tries
-            }
+        pairs = [(run, twins[run.seed]) for run in runs if run.seed in twins]
+        both = [run for pair in pairs for run in pair]
+        problems = shared_problems(both)
+        if name != baseline and problems:
+            rows[name] = {"pairs": str(len(pairs)), "problems": str(len(problems))}
+            for k in (k for k in PASS_AT if k <= min(tries(run.after) for run in both)):
+                ours, theirs = ([per_problem(pair[i].after, k, problems) for pair in pairs] for i in (0, 1))
+                rows[name][f"pass@{k}"] = _interval(paired_interval(ours, theirs), "+")
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

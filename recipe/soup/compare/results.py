@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from recipe.soup.pass_at_k import pass_at_k
 from recipe.soup.summary import read_metrics, validation_accuracy
 
 PASS_AT = (1, 4, 8, 16)
+LAST = 20
+"""Steps over which what is measured in training is averaged."""
+
+
+Counts = dict[str, tuple[int, int]]
+"""Correct samples and samples of each validation problem, by its prompt."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +27,14 @@ class Result:
 
     Attributes:
         metrics: by step.
-        before, after: correct samples of each validation problem at the first and the last validation.
-        tries: samples of each problem.
+        before, after: at the validation before training, if there was one, and at the last.
     """
 
     name: str
     seed: int
     metrics: dict[int, dict[str, float]]
-    before: np.ndarray
-    after: np.ndarray
-    tries: int
+    before: Counts
+    after: Counts
 
     def column(self, ending: str) -> pd.Series:
         """The metric whose key ends so, by step; steps that do not have it are left out."""
@@ -49,34 +54,43 @@ class Result:
         return pd.Series(validation_accuracy(self.metrics), dtype=float).sort_index()
 
 
-def correct_samples(dump: Path) -> tuple[np.ndarray, int]:
-    """Correct samples of each problem, and samples of each, in one of verl's dumps of validation samples."""
-    scores: dict[str, list[float]] = defaultdict(list)
+def correct_samples(dump: Path) -> Counts:
+    """Of one of verl's dumps of validation samples; a sample is correct by its `acc`, or by a score above 0."""
+    scores: dict[str, list[bool]] = defaultdict(list)
     for row in map(json.loads, dump.read_text().splitlines()):
-        scores[row["input"]].append(row["score"])
-    correct = [sum(score > 0 for score in scores[problem]) for problem in sorted(scores)]
-    return np.array(correct), min(map(len, scores.values()))
+        scores[row["input"]].append(row.get("acc", row["score"]) > 0)
+    return {problem: (sum(values), len(values)) for problem, values in sorted(scores.items())}
 
 
 def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result:
-    """A run's metrics and its first and last validation.
+    """A run's metrics and its validations.
 
     Raises:
-        FileNotFoundError: the run wrote no metrics.
+        SystemExit: the run wrote no metrics.
     """
-    table = read_metrics(metrics)
-    dumps = sorted(validation.glob("*.jsonl"), key=lambda path: int(path.stem))
-    if not dumps:
-        return Result(name, seed, table, np.empty(0), np.empty(0), 0)
-    before, _ = correct_samples(dumps[0])
-    after, tries = correct_samples(dumps[-1])
-    return Result(name, seed, table, before, after, tries)
+    if not metrics.exists():
+        raise SystemExit(f"{metrics}: no such file; a run of verl writes it with trainer.logger=[console,file].")
+    dumps = {int(path.stem): path for path in validation.glob("*.jsonl")}
+    before = correct_samples(dumps[0]) if 0 in dumps else {}
+    after = correct_samples(dumps[max(dumps)]) if dumps else {}
+    return Result(name, seed, read_metrics(metrics), before, after)
 
 
-def pass_curve(correct: np.ndarray, tries: int) -> dict[int, float]:
-    """Unbiased pass@k over problems, for k = 1, 2, 4, ... up to `tries`."""
-    ks = [2**i for i in range(int(np.log2(max(tries, 1))) + 1)]
-    return {k: float(np.mean([pass_at_k(tries, int(hits), k) for hits in correct])) for k in ks if len(correct)}
+def tries(counts: Counts) -> int:
+    """Samples that every problem has at least."""
+    return min((samples for _, samples in counts.values()), default=0)
+
+
+def per_problem(counts: Counts, k: int, problems: Iterable[str] | None = None) -> np.ndarray:
+    """Unbiased pass@k of each problem, in the order of `problems`."""
+    chosen = counts.values() if problems is None else [counts[problem] for problem in problems]
+    return np.array([pass_at_k(samples, correct, k) for correct, samples in chosen])
+
+
+def pass_curve(counts: Counts) -> dict[int, float]:
+    """Unbiased pass@k over problems, for k = 1, 2, 4, ... up to their samples."""
+    ks = [2**i for i in range(tries(counts).bit_length())]
+    return {k: float(per_problem(counts, k).mean()) for k in ks}
 
 
 def generated_tokens(result: Result) -> pd.Series:
@@ -85,15 +99,20 @@ def generated_tokens(result: Result) -> pd.Series:
 
 
 def figures(result: Result) -> dict[str, float]:
-    """The end of a run in numbers, by the columns of the report."""
-    curve = pass_curve(result.after, result.tries)
+    """The end of a run in numbers, by the columns of the report; what it did not measure is left out."""
+    curve, row = pass_curve(result.after), {}
+    for k in (k for k in PASS_AT if k in curve):
+        row[f"pass@{k}"] = curve[k]
+    columns = {
+        "greedy": result.column("soup/val/greedy").tail(1),
+        "entropy": result.column("soup/val/entropy").tail(1),
+        "training entropy": result.column("actor/entropy").tail(LAST),
+        "training groups with signal": result.column("soup/train/groups_with_signal").tail(LAST),
+    }
+    row |= {name: float(values.mean()) for name, values in columns.items() if len(values)}
     tokens, seconds = generated_tokens(result), result.column("timing_s/step")
-    row = {f"pass@{k}": curve[k] for k in PASS_AT if k in curve}
-    greedy, entropy = result.column("soup/val/greedy"), result.column("soup/val/entropy")
-    if len(greedy):
-        row["greedy"] = float(greedy.iloc[-1])
-    row["entropy"] = float((entropy if len(entropy) else result.column("actor/entropy")).iloc[-1])
-    row["groups with signal"] = float(result.column("soup/train/groups_with_signal").tail(20).mean())
-    row["tokens generated"] = float(tokens.sum()) if len(tokens) else float("nan")
-    row["seconds a step"] = float(seconds.median()) if len(seconds) else float("nan")
+    if len(tokens):
+        row["tokens generated"] = float(tokens.sum())
+    if len(seconds):
+        row["seconds a step"] = float(seconds.median())
     return row

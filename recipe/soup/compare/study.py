@@ -1,5 +1,6 @@
 """A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,14 @@ class Run:
         return self.folder / "validation"
 
     @property
-    def done(self) -> Path:
-        """Exists once the run has come to its end."""
-        return self.folder / "done"
+    def is_done(self) -> bool:
+        """Whether it has come to its end with these very overrides."""
+        mark = self.folder / "done"
+        return mark.exists() and mark.read_text() == "\n".join(self.overrides)
+
+    def mark_done(self) -> None:
+        """Remember that it has come to its end, and with what."""
+        (self.folder / "done").write_text("\n".join(self.overrides))
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,10 @@ class Study:
             for name, overrides in self.runs.items():
                 folder = (out / name / f"seed_{seed}").absolute()
                 seeded = [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
-                seeded += [f"trainer.experiment_name={name}", f"trainer.validation_data_dir={folder / 'validation'}"]
-                seeded += [f"trainer.default_local_dir={folder / 'checkpoints'}", "trainer.resume_mode=disable"]
+                seeded += [f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
+                seeded += [f"trainer.validation_data_dir='{folder / 'validation'}'", "trainer.resume_mode=disable"]
+                seeded += [f"trainer.default_local_dir='{folder / 'checkpoints'}'"]
+                seeded += [f"trainer.rollout_data_dir='{folder / 'samples'}'"]
                 runs.append(Run(name, seed, [*self.common, *overrides, *seeded], folder))
         return runs
 
@@ -94,6 +102,9 @@ def read_study(path: Path) -> Study:
     study = Study(**content)
     if study.driver not in DRIVERS:
         raise refuse("driver", study.driver, f"choose one of {', '.join(DRIVERS)}.")
+    for name in study.runs:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise refuse("runs", name, "a name has letters, digits, dots, dashes and underscores only.")
     if study.baseline not in study.runs:
         raise refuse("baseline", study.baseline, f"is none of the runs {', '.join(study.runs)}.")
     return study

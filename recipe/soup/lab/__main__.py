@@ -26,7 +26,7 @@ def main() -> None:
     from recipe.soup.lab.driver import Lab
     from recipe.soup.refusals import check_config
 
-    if config.algorithm.adv_estimator == "soup":
+    if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
     Lab(config).fit()
 

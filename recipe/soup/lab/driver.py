@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from verl.utils.config import omega_conf_to_dataclass
@@ -24,6 +24,7 @@ from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.sampler import Answer, sample
 from recipe.soup.lab.task import Problem, endless, read_problems, reward_function
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
+from recipe.soup.loss_refusals import GROUP_ONLY
 from recipe.soup.metrics import lag_metrics, train_metrics
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.pass_at_k import pass_at_k
@@ -35,6 +36,28 @@ from recipe.soup.sources.make import make_source
 
 PASS_AT = (1, 4, 8, 16)
 NO_TEMPERATURE = 1e-6
+ROLLOUT = "actor_rollout_ref.rollout"
+ONLY_REAL: dict[str, tuple[Any, ...]] = {
+    "algorithm.filter_groups.enable": (False,),
+    "algorithm.use_kl_in_reward": (False,),
+    "algorithm.rollout_correction.bypass_mode": (False,),
+    "algorithm.rollout_correction.rollout_rs": (None,),
+    "actor_rollout_ref.actor.use_kl_loss": (False,),
+    "actor_rollout_ref.actor.shuffle": (False,),
+    "actor_rollout_ref.actor.optim.lr_scheduler_type": ("constant",),
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": (-1, 0, None),
+    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": (0.0,),
+    "actor_rollout_ref.model.lora_rank": (0,),
+    f"{ROLLOUT}.top_p": (1.0,),
+    f"{ROLLOUT}.top_k": (-1, 0),
+    f"{ROLLOUT}.val_kwargs.top_p": (1.0,),
+    f"{ROLLOUT}.val_kwargs.top_k": (-1, 0),
+    f"{ROLLOUT}.val_kwargs.do_sample": (True,),
+    "data.shuffle": (True,),
+    "trainer.critic_warmup": (0,),
+    "trainer.v1.trainer_mode": ("soup",),
+}
+"""What the lab would ignore: key, and the values at which that makes no difference."""
 
 
 def check_lab_config(config: DictConfig) -> None:
@@ -43,15 +66,13 @@ def check_lab_config(config: DictConfig) -> None:
     Raises:
         SystemExit: which key, which value, what to do.
     """
-    for key, value, allowed in (
-        ("algorithm.filter_groups.enable", config.algorithm.filter_groups.enable, (False,)),
-        ("actor_rollout_ref.actor.use_kl_loss", config.actor_rollout_ref.actor.use_kl_loss, (False,)),
-        ("actor_rollout_ref.model.lora_rank", config.actor_rollout_ref.model.lora_rank, (0,)),
-        ("algorithm.rollout_correction.bypass_mode", config.algorithm.rollout_correction.bypass_mode, (False,)),
-        ("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, ("soup",)),
-    ):
+    for key, allowed in ONLY_REAL.items():
+        value = OmegaConf.select(config, key, default=allowed[0])
         if value not in allowed:
             raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
+    estimator = config.algorithm.adv_estimator
+    if estimator in GROUP_ONLY:
+        raise refuse("algorithm.adv_estimator", estimator, "only the real path can do that; use soup, grpo or rloo.")
 
 
 class Lab:
@@ -77,7 +98,8 @@ class Lab:
         training = read_problems(config.data.train_files, config.data.train_max_samples)
         self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
         self._problems = endless(training, config.data.seed)
-        self.last_step = config.trainer.total_training_steps
+        steps = len(training) // config.data.train_batch_size * config.trainer.total_epochs
+        self.last_step = min(config.trainer.total_training_steps or steps, steps)
         facts = RunFacts(
             samples=rollout.n,
             response_length=rollout.response_length,
@@ -96,9 +118,11 @@ class Lab:
     def _prompt_ids(self, messages: Any) -> list[int]:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
-    def _sample(self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int) -> list[Answer]:
-        eos = self.tokenizer.eos_token_id
-        return sample(model, prompts, tokens, version, self.rollout.temperature, eos, self.generator)
+    def _sample(
+        self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int, validates: bool = False
+    ) -> list[Answer]:
+        temperature = (self.rollout.val_kwargs if validates else self.rollout).temperature
+        return sample(model, prompts, tokens, version, temperature, self.tokenizer.eos_token_id, self.generator)
 
     def _sample_messages(self, model: Any, prompts: Any, tokens: Sequence[int], version: int) -> list[Answer]:
         return self._sample(model, [self._prompt_ids(messages) for messages in prompts], tokens, version)
@@ -201,7 +225,7 @@ class Lab:
         n = self.rollout.val_kwargs.n
         prompts = [self._prompt_ids(problem.messages) for problem in self.validation]
         asked = [ids for ids in prompts for _ in range(n)]
-        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), step)
+        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), step, validates=True)
         problems = [problem for problem in self.validation for _ in range(n)]
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
         scores = [self.reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
@@ -222,6 +246,11 @@ class Lab:
             metrics[f"soup/val/pass@{k}"] = float(np.mean([pass_at_k(n, int(hits), k) for hits in correct]))
         return metrics
 
+    def _validated(self, step: int) -> dict[str, float]:
+        metrics = self.validate(step)
+        self.source.validated(step, next(iter(metrics.values())))
+        return metrics
+
     def _greedy(self, prompts: list[list[int]]) -> float:
         """Accuracy of the most probable tokens: sampled at a temperature at which nothing else is left."""
         limits, eos = [self.rollout.response_length] * len(prompts), self.tokenizer.eos_token_id
@@ -236,11 +265,9 @@ class Lab:
         trackers = [name for name in trainer.logger if name != "console"]
         tracking = Tracking(trainer.project_name, trainer.experiment_name, trackers, config={})
         if trainer.val_before_train:
-            tracking.log(self.validate(0), step=0)
+            tracking.log(self._validated(0), step=0)
         for step in tqdm(range(1, self.last_step + 1), desc=trainer.experiment_name, unit="step"):
             metrics = self.step(step)
             if trainer.test_freq > 0 and (step % trainer.test_freq == 0 or step == self.last_step):
-                validation = self.validate(step)
-                self.source.validated(step, next(iter(validation.values())))
-                metrics |= validation
+                metrics |= self._validated(step)
             tracking.log(metrics, step=step)

@@ -12,7 +12,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.soup.advantages import compare
-from recipe.soup.algorithm import group_estimate, soup_loss
+from recipe.soup.algorithm import group_estimate, soup_loss, weigh_decoupled
 from recipe.soup.batch import TrainRows
 from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.losses.registry import RATIOS
@@ -101,6 +101,7 @@ def fields_of_loss(
         "response_mask": mask,
         "loss_mask": mask,
     }
+    weigh_decoupled(config, settings)
     correction = config.algorithm.rollout_correction
     if correction.rollout_is is not None:
         fields["rollout_is_weights"] = compute_rollout_correction_weights(
@@ -174,7 +175,7 @@ class Updater:
                 loss, metrics = self.loss(samples, fields, slice(start, start + self._mini_batch))
                 self._optimizer.zero_grad()
                 loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._actor.grad_clip)
+                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._actor.optim.clip_grad)
                 if torch.isfinite(norm):
                     self._optimizer.step()
                 metrics["actor/grad_norm"] = norm.item()

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from recipe.soup.compare.results import correct_samples, figures, pass_curve, re
 from recipe.soup.compare.study import Study, read_study
 
 PROBLEMS, TRIES = 6, 8
-STUDY = {
+STUDY: dict[str, Any] = {
     "driver": "lab",
     "baseline": "grpo",
     "seeds": [0, 1],
@@ -70,6 +71,7 @@ def study_file(tmp_path: Path) -> Path:
         ({"baseline": "ppo"}, ["baseline=ppo", "grpo, soup"]),
         ({"seeds": None}, ["`seeds` is missing"]),
         ({"seed": 1}, ["`seed` is not known"]),
+        ({"runs": {"grpo": [], "lag=64": []}}, ["runs=lag=64", "letters"]),
     ],
 )
 def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, words: list[str]) -> None:
@@ -131,6 +133,20 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(study_file: Path, tm
     assert all(run.metrics.exists() and (run.folder / "command.txt").exists() for run in study.in_folder(out))
 
 
+def test_a_run_whose_overrides_changed_is_not_done(study_file: Path, tmp_path: Path, driver: Path) -> None:
+    execute(read_study(study_file), tmp_path / "out", jobs=2)
+    changed = Study(**{**STUDY, "common": [*STUDY["common"], "trainer.total_training_steps=9"]})
+    assert not any(run.is_done for run in changed.in_folder(tmp_path / "out"))
+    execute(changed, tmp_path / "out", jobs=2)
+    assert len(driver.read_text().split()) == 8
+    assert all(run.is_done for run in changed.in_folder(tmp_path / "out"))
+
+
+def test_the_real_path_runs_one_at_a_time(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--jobs=2: on the real path"):
+        execute(Study(**{**STUDY, "driver": "main_ppo"}), tmp_path, jobs=2)
+
+
 def test_a_run_that_was_killed_starts_anew(study_file: Path, tmp_path: Path, driver: Path) -> None:
     study = read_study(study_file)
     half = study.in_folder(tmp_path / "out")[0].folder
@@ -145,9 +161,8 @@ def test_a_run_that_was_killed_starts_anew(study_file: Path, tmp_path: Path, dri
 
 def test_correct_samples_are_counted_by_problem_whatever_their_order(tmp_path: Path) -> None:
     write_run(tmp_path / "m.jsonl", tmp_path / "v", [0, 1, 2, 3, 8, 8])
-    counts, tries = correct_samples(tmp_path / "v" / "3.jsonl")
-    assert counts.tolist() == [0, 1, 2, 3, 8, 8]
-    assert tries == TRIES
+    counts = correct_samples(tmp_path / "v" / "3.jsonl")
+    assert counts == {f"problem {i}": (hits, TRIES) for i, hits in enumerate([0, 1, 2, 3, 8, 8])}
 
 
 def test_figures_are_those_of_the_logs(tmp_path: Path) -> None:
@@ -157,8 +172,9 @@ def test_figures_are_those_of_the_logs(tmp_path: Path) -> None:
     assert row["pass@8"] == pytest.approx(5 / 6)
     assert row["tokens generated"] == 330
     assert row["seconds a step"] == 4
-    assert row["entropy"] == pytest.approx(1 / 3)
-    assert pass_curve(np.array([4]), 8)[2] == pytest.approx(1 - (4 * 3) / (8 * 7))
+    assert row["training entropy"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert "entropy" not in row  # of validation, which this run did not measure
+    assert pass_curve({"a": (4, 8)})[2] == pytest.approx(1 - (4 * 3) / (8 * 7))
 
 
 def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
@@ -173,11 +189,12 @@ def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
 
 
 def test_intervals_are_right_about_as_often_as_they_say() -> None:
-    """95 % of intervals over many problems contain the truth; the bound fails once in thousands of cases."""
+    """Runs share their problems, whose difficulty differs; a bound that fails once in thousands of cases."""
     rng, hits = np.random.default_rng(0), 0
     for _ in range(60):
-        _, low, high = mean_interval([rng.random(50) for _ in range(12)])
-        hits += low < 0.5 < high
+        difficulty = rng.beta(0.3, 0.9, size=128)
+        _, low, high = mean_interval([rng.binomial(16, difficulty) / 16 for _ in range(3)])
+        hits += low < 0.25 < high
     assert hits >= 49
 
 
@@ -202,8 +219,8 @@ def test_the_report_has_a_row_for_each_configuration_and_opens_from_disk(tmp_pat
     files = write_report(results, "grpo", {"grpo": "a", "soup": "b"}, tmp_path / "report")
     assert all(path.stat().st_size > 0 for path in files)
     markdown, page = (tmp_path / "report" / "report.md").read_text(), (tmp_path / "report" / "report.html").read_text()
-    assert "| soup | +0.125 (+0.125 to +0.125)" in markdown  # one of eight samples more, on every problem
-    assert "| grpo | 2 | 0.312" in markdown
+    assert "| soup | 2 | 6 | +0.125 (+0.125 to +0.125)" in markdown  # one of eight samples more, on every problem
+    assert "| grpo | 2 | 6 | 0.312" in markdown
     assert "0.312" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
@@ -218,7 +235,7 @@ def test_the_logs_of_any_run_of_verl_do(
     monkeypatch.setattr(sys, "argv", ["soup", "compare", "--from-logs", *logs, "--out", str(tmp_path / "out")])
     main()
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
-    assert "| soup | +0.000" in (tmp_path / "out" / "report.md").read_text()
+    assert "| soup | 1 | 6 | +0.000" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_study_without_its_baseline_says_so(

@@ -54,6 +54,7 @@ def test_lab_and_verl_give_the_same_loss_and_gradient(variant: str, composed: An
     one_mini_batch = f"{ACTOR}.ppo_mini_batch_size=8"
     config = composed(*COUNTDOWN, "algorithm=soup", one_mini_batch, *VARIANTS[variant])
     torch.manual_seed(0)
+    lab_config = copy.deepcopy(config)
     group = WorkerGroup(config, store)
     trainer = make_trainer(SoupTrainer, config, group)
     batch = recorded(store)
@@ -80,8 +81,8 @@ def test_lab_and_verl_give_the_same_loss_and_gradient(variant: str, composed: An
     model = AutoModelForCausalLM.from_pretrained(config.actor_rollout_ref.model.path, dtype=torch.float32)
     settings = parse_settings(config.algorithm.soup, config.actor_rollout_ref.rollout.response_length)
     rows = train_rows(model, samples, 1.0, STEP - 1)
-    fields = fields_of_loss(rows, samples, settings, config)
-    updater = Updater(model, torch.optim.SGD(model.parameters()), config, settings)
+    fields = fields_of_loss(rows, samples, settings, lab_config)
+    updater = Updater(model, torch.optim.SGD(model.parameters()), lab_config, settings)
     loss, ours = updater.loss(samples, fields, slice(None))
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
