@@ -2,7 +2,8 @@
 
     python -m recipe.soup.lab algorithm=soup example=countdown algorithm.soup.lag=64 trainer.total_training_steps=150
 
-Takes verl's config with any overrides, and writes the same metrics as a run of verl.
+Takes verl's config with any overrides, and writes the same metrics as a run of verl, under the experiment's name with
+`-lab` behind it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=args.overrides)
+    config.trainer.experiment_name += "-lab"  # never over the files of a run on the real path
     for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
         os.environ.setdefault(key, str(value))
 

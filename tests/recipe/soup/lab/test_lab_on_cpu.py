@@ -204,7 +204,7 @@ def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_envi
     command += [f"{ACTOR}.ppo_mini_batch_size=2", "trainer.test_freq=6"]
     done = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in (tmp_path / "runs" / "countdown" / "grpo.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "countdown" / "grpo-lab.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(7))
     for line in (lines[0], lines[-1]):
         metrics = line["data"]
