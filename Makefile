@@ -55,4 +55,4 @@ real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about
 	$(BIN)/python -m pytest -m real_run
 
 clean: ## the environment and everything that runs wrote here
-	rm -rf $(VENV) runs outputs checkpoints
+	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

@@ -152,7 +152,7 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
         rollout = config.actor_rollout_ref.rollout
         trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
         weigh_decoupled(config, trainer.settings)
-        trainer.history, trainer._visits, trainer._arrived = None, {}, []
+        trainer.history, trainer._visits, trainer._arrived, trainer._shown = None, {}, [], []
         facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
         trainer.source = trainer._make_source(facts)
         trainer._dumped_partition = None

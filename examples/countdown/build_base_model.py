@@ -41,9 +41,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-def training_pair(rng: random.Random, correct_share: float) -> tuple[str, str]:
+def training_pair(rng: random.Random, correct_share: float, numbers: int) -> tuple[str, str]:
     """Prompt and response: random arithmetic on the problem's numbers, made to hit the target now and then."""
-    problem = random_problem(rng)
+    problem = random_problem(rng, numbers)
     response, value = random_trace(problem.numbers, rng)
     if rng.random() < correct_share:
         problem = Problem(problem.numbers, value)
@@ -71,7 +71,7 @@ def evaluate(
     hits = torch.zeros(len(problems), samples)
     for row, problem in enumerate(problems):
         ids = torch.tensor([tokenizer(problem.prompt)["input_ids"]] * samples)
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=24)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=32)
         texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         hits[row] = torch.tensor([is_solution(problem, text) for text in texts], dtype=torch.float)
     return hits.mean().item(), hits.amax(dim=1).mean().item()
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--correct-share", type=float, default=0.08, help="share of traces that are made correct")
+    parser.add_argument("--numbers", type=int, default=3, help="numbers in a problem (3 or 4)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "base_model")
     args = parser.parse_args()
@@ -97,7 +98,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=args.lr, total_steps=args.steps, pct_start=0.1)
     progress = tqdm(range(args.steps), desc="base model", unit="step")
     for _ in progress:
-        pairs = [training_pair(rng, args.correct_share) for _ in range(args.batch_size)]
+        pairs = [training_pair(rng, args.correct_share, args.numbers) for _ in range(args.batch_size)]
         input_ids, labels = collate(pairs, tokenizer)
         loss = model(input_ids=input_ids, labels=labels).loss
         loss.backward()
@@ -112,7 +113,8 @@ def main() -> None:
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     held_out = random.Random(args.seed + 1)
-    accuracy, pass_at_16 = evaluate(model, tokenizer, [random_problem(held_out) for _ in range(200)], samples=16)
+    problems = [random_problem(held_out, args.numbers) for _ in range(200)]
+    accuracy, pass_at_16 = evaluate(model, tokenizer, problems, samples=16)
     print(f"accuracy {accuracy:.3f}, solved within 16 tries {pass_at_16:.3f}; saved in {args.out}")
 
 

@@ -1,71 +1,39 @@
 """The console command `soup`."""
 
 import argparse
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-from recipe.soup.compare.execute import execute
-from recipe.soup.compare.report import write_report
-from recipe.soup.compare.results import Result, read_result
-from recipe.soup.compare.study import DRIVERS, read_study
+import recipe.soup.compare.run as comparing
+import recipe.soup.evaluate.run as evaluating
+import recipe.soup.plot as plotting
+import recipe.soup.show as showing
 
-EXAMPLES = """examples:
-  soup compare examples/countdown/studies/first.yaml --jobs 2
-  soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
-"""
-
-
-def compare(args: argparse.Namespace) -> None:
-    """Run a study, or read the logs of runs, and write the report."""
-    results: dict[str, list[Result]] = {}
-    if args.from_logs:
-        logs = {name or Path(log).stem: Path(log) for name, _, log in (text.rpartition("=") for text in args.from_logs)}
-        if len(logs) < len(args.from_logs):
-            raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
-        for name, path in logs.items():
-            dumps = [path.with_suffix("") / "validation", path.parent / "validation"]
-            validation = next((folder for folder in dumps if folder.exists()), dumps[0])
-            results[name] = [read_result(name, 0, path, validation)]
-        baseline, out = next(iter(logs)), args.out or Path("comparison")
-        commands = {name: str(path) for name, path in logs.items()}
-    else:
-        study = read_study(args.study)
-        out = args.out or Path("runs") / "studies" / args.study.stem
-        failed = execute(study, out, args.jobs)
-        for run in study.in_folder(out):
-            if run.is_done:
-                results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))
-        if study.baseline not in results:
-            raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
-        module = DRIVERS[study.driver][0]
-        commands = {
-            name: " ".join(["python -m", module, *study.common, *overrides]) for name, overrides in study.runs.items()
-        }
-        baseline = study.baseline
-        if failed:
-            print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
-    for path in write_report(results, baseline, commands, out):
-        print(path)
+COMMANDS: dict[str, tuple[Any, Callable[[argparse.Namespace], None], str]] = {
+    "compare": (comparing, comparing.compare, "run configurations x seeds, and report"),
+    "eval": (evaluating, evaluating.evaluate, "sample a checkpoint on benchmarks, and grade it"),
+    "plot": (plotting, plotting.plot, "draw a run"),
+    "show": (showing, showing.show, "print a run's samples, history in another colour"),
+}
+"""By name: the module, which has `add_arguments` and `EXAMPLES`, what to call, and a line of help."""
 
 
 def main() -> None:
+    """Read the command line, and do it."""
     parser = argparse.ArgumentParser(prog="soup", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    comparing = commands.add_parser(
-        "compare",
-        help="run configurations x seeds and report",
-        description=compare.__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    comparing.add_argument("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
-    comparing.add_argument("--jobs", type=int, default=1, help="runs beside each other (default 1)")
-    comparing.add_argument("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
-    comparing.add_argument("--from-logs", nargs="+", help="[NAME=]metrics.jsonl of verl; the first is the baseline")
-    comparing.set_defaults(run=compare)
+    for name, (module, call, line) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=line,
+            description=call.__doc__,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(call=call)
     args = parser.parse_args()
-    if args.run is compare and bool(args.study) == bool(args.from_logs):
-        parser.error("give a study, or --from-logs")
-    args.run(args)
+    args.call(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Unbiased pass@k. Pure Python, imports no verl."""
 
+from collections.abc import Sequence
 from math import comb
+
+PASS_AT = (1, 4, 8, 16)
+"""The k that metrics and tables show."""
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -19,3 +23,12 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 0 <= correct <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {correct} correct among {samples} samples is not defined")
     return 1.0 - comb(samples - correct, k) / comb(samples, k)
+
+
+def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """Over problems.
+
+    Args:
+        counts: samples and correct samples of each problem.
+    """
+    return sum(pass_at_k(samples, correct, k) for samples, correct in counts) / len(counts)

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
+from recipe.soup.marks import marked
 from recipe.soup.sources.base import FinishedSample
 
 SEEDS_KEY = "soup_seeds"
@@ -67,13 +68,16 @@ def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
     )
 
 
-def sample_columns(keys: list[str], partition_id: str) -> dict[str, list[Any]]:
+def sample_columns(keys: list[str], partition_id: str, tokenizer: Any) -> dict[str, list[Any]]:
     """What anyone needs to check our ratios, for verl's JSONL dump; one entry per key, in the keys' order."""
     data = fetch(KVBatchMeta(partition_id=partition_id, keys=keys, tags=[{}] * len(keys)), _DUMPED)
     rows = {name: [row.tolist() for row in data[name].unbind()] for name in _DUMPED}
     return {
         "prompt_ids": rows["prompts"],
         "response_ids": rows["responses"],
+        "marked": [
+            marked(tokenizer, ids, prefix) for ids, prefix in zip(rows["responses"], rows["prefix_mask"], strict=True)
+        ],
         "prefix_length": [sum(mask) for mask in rows["prefix_mask"]],
         "policy_versions": rows["policy_versions"],
         "old_log_probs": rows["old_log_probs"],

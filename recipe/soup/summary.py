@@ -5,16 +5,17 @@ Example:
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import median
+
+from recipe.soup.json_lines import read_json_lines
 
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by step; step 0 is the validation before training."""
-    return {entry["step"]: entry["data"] for entry in map(json.loads, path.read_text().splitlines())}
+    return {entry["step"]: entry["data"] for entry in read_json_lines(path)}
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:

@@ -32,6 +32,7 @@ from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.make import make_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.update_stage import UpdateStage
+from recipe.soup.validation import ValidationStage
 from verl_ext.health import RolloutWatchdog, handshake
 from verl_ext.versioned_client import VersionedLLMServerClient
 
@@ -40,7 +41,7 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(UpdateStage):
+class SoupStages(UpdateStage, ValidationStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update (`UpdateStage`).
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
@@ -48,7 +49,7 @@ class SoupStages(UpdateStage):
 
     def __init__(self, config: Any) -> None:
         self._dumped_partition: str | None = None
-        self._visits, self._arrived = {}, []
+        self._visits, self._arrived, self._shown = {}, [], []
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
@@ -94,6 +95,16 @@ class SoupStages(UpdateStage):
             clear_groups(partition_id, uids)
 
         replay_buffer._clear_groups = harvest_and_clear
+        sample = replay_buffer.sample
+
+        def sample_and_measure(*args: Any, partition_id: str, **kwargs: Any) -> Any:
+            # verl drops validation samples as soon as it has their texts and scores.
+            batch, metrics = sample(*args, partition_id=partition_id, **kwargs)
+            if partition_id == "val":
+                self._measure_surprise(batch)
+            return batch, metrics
+
+        replay_buffer.sample = sample_and_measure
         return replay_buffer
 
     def on_init_end(self) -> None:
@@ -156,13 +167,6 @@ class SoupStages(UpdateStage):
     def _get_n_gpus_for_throughput(self) -> int:
         return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)
 
-    def _validate(self) -> dict[str, float]:
-        metrics = super()._validate()
-        scores = [value for key, value in metrics.items() if key.startswith("val-core/") and "/mean@" in key]
-        if scores:
-            self.source.validated(self.global_steps, sum(scores) / len(scores))
-        return metrics
-
     # ------------------------------------------------------------------ dump and checkpoint
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
@@ -173,7 +177,7 @@ class SoupStages(UpdateStage):
     def _dump_generations(self, *args: Any, reward_extra_infos_dict: dict, **kwargs: Any) -> None:
         # verl also comes here with validation samples, which have no columns of ours.
         if self._dumped_partition is not None:
-            columns = sample_columns(reward_extra_infos_dict["uid"], self._dumped_partition)
+            columns = sample_columns(reward_extra_infos_dict["uid"], self._dumped_partition, self.tokenizer)
             reward_extra_infos_dict = {**reward_extra_infos_dict, **columns}
         super()._dump_generations(*args, reward_extra_infos_dict=reward_extra_infos_dict, **kwargs)
 

@@ -18,6 +18,7 @@ from recipe.soup.batch import TrainRows
 from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.losses.registry import RATIOS
 from recipe.soup.losses.token_weights import trained_prefix
+from recipe.soup.marked_samples import Shown, mixed_samples
 from recipe.soup.metrics import lag_metrics, train_metrics
 from recipe.soup.orders import Seed
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
@@ -44,13 +45,14 @@ NEEDS_FORWARD = re.compile("at_start|engine_mismatch|entropy")
 
 
 class UpdateStage(PPOTrainer):
-    """Expects `settings`, `source` and `_visits` of the trainer."""
+    """Expects `settings`, `source`, `_visits`, `_arrived` and `_shown` of the trainer."""
 
     settings: SoupSettings
     source: PrefixSource
     _visits: dict[str, tuple[int, Any]]
     _rows: TrainRows
     _arrived: list[Seed]
+    _shown: list[Shown]
 
     # ------------------------------------------------------------------ old log-probs
 
@@ -81,6 +83,8 @@ class UpdateStage(PPOTrainer):
         old_log_probs = spliced if splices else rows.current_log_probs
         prefix = rows.prefix.to(torch.int64)
         store(batch, data["response_mask"], {"old_log_probs": old_log_probs, "prefix_mask": prefix})
+        if self.settings.mixes and self.config.trainer.log_val_generations > 0:
+            self._shown = mixed_samples(batch, rows, self.tokenizer, self.config.trainer.log_val_generations)
         return batch
 
     def _train_rows(self, data: Any) -> TrainRows:

@@ -9,7 +9,6 @@ Example:
 """
 
 import argparse
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
+
+from recipe.soup.json_lines import read_json_lines
 
 
 @dataclass
@@ -35,9 +36,7 @@ class Comparison:
 
 def read_samples(folder: Path) -> dict[int, list[dict]]:
     """The rows of verl's JSONL dump, by step."""
-    return {
-        int(path.stem): [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")
-    }
+    return {int(path.stem): read_json_lines(path) for path in folder.glob("*.jsonl")}
 
 
 @torch.no_grad()

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -36,32 +39,48 @@ def start(run: Run, driver: str) -> subprocess.Popen:
         return subprocess.Popen(line, env=environ, stdout=log, stderr=subprocess.STDOUT)
 
 
-def execute(study: Study, out: Path, jobs: int) -> list[Run]:
+def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
+    """How a run is started: in a process here, or as a task of a Ray cluster."""
+    if address is None:
+        return lambda run: start(run, study.driver)
+    if study.driver == "main_ppo":
+        raise refuse("--ray", address, "runs of main_ppo use a cluster themselves; set RAY_ADDRESS instead.")
+    import ray
+
+    from recipe.soup.compare.on_ray import RayRun
+
+    ray.init(address, log_to_driver=False)
+    return lambda run: RayRun(partial(start, run, study.driver))
+
+
+def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) -> list[Run]:
     """Run what is not done yet, several at a time; returns those that failed.
 
     Args:
         out: the study's folder; a study that was killed goes on there.
-        jobs: runs beside each other; on the real path 1, since each is a Ray cluster of its own.
+        jobs: runs beside each other; on the real path 1 without a Ray cluster (RAY_ADDRESS) that shares them out.
+        ray_address: of a cluster that runs the lab's runs, a core each; None: this machine.
     """
-    if jobs > 1 and study.driver == "main_ppo":
-        raise refuse("--jobs", jobs, "on the real path each run takes the whole machine; use 1.")
+    if jobs > 1 and study.driver == "main_ppo" and "RAY_ADDRESS" not in os.environ:
+        raise refuse("--jobs", jobs, "on the real path each run takes the whole machine; use 1, or set RAY_ADDRESS.")
+    launch = _starter(study, ray_address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no run outlives this process
     waiting = [run for run in study.in_folder(out) if not run.is_done]
     total = len(study.in_folder(out))
-    running: list[tuple[Run, subprocess.Popen]] = []
+    running: list[tuple[Run, Any]] = []
     failed: list[Run] = []
     with tqdm(total=total, initial=total - len(waiting), unit="run", desc=out.name) as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
-                    running.append((run, start(run, study.driver)))
+                    running.append((run, launch(run)))
                 progress.set_postfix_str(", ".join(f"{run.name} seed {run.seed}" for run, _ in running))
                 time.sleep(POLL_SECONDS)
                 for item in [item for item in running if item[1].poll() is not None]:
                     run, process = item
                     running.remove(item)
-                    if process.returncode == 0:
+                    if process.wait() == 0:
                         run.mark_done()
                     else:
                         failed.append(run)

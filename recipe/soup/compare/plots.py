@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -26,38 +27,53 @@ def _smooth(series: pd.Series) -> pd.Series:
     return pd.Series(series.rolling(SMOOTH, min_periods=1).mean())
 
 
-CURVES: dict[str, Callable[[Result], pd.Series]] = {
-    "training reward": lambda result: _smooth(result.column("critic/score/mean")),
-    "groups with signal": lambda result: _smooth(result.column("soup/train/groups_with_signal")),
-    "validation accuracy": lambda result: result.accuracy,
-    "validation entropy (nats a token)": lambda result: result.column("soup/val/entropy"),
-    "prefix: effective sample size": lambda result: _of_prefixes(
-        result.column("soup/loss/prefix/effective_sample_size")
-    ),
-    "prefix: clipped share of the gradient": lambda result: _of_prefixes(
-        result.column("soup/loss/prefix/gradient_clipped")
-    ),
+def _by_segment(ending: str) -> Callable[[Result], list[pd.Series]]:
+    """A metric of the loss on prefix and continuation, which are drawn solid and dotted."""
+    return lambda result: [
+        _of_prefixes(result.column(f"soup/loss/prefix/{ending}")),
+        _smooth(result.column(f"soup/loss/continuation/{ending}")),
+    ]
+
+
+def _clip_fraction(result: Result) -> list[pd.Series]:
+    sides = [_by_segment(f"clip_fraction/{side}")(result) for side in ("low", "high", "dual")]
+    return [low.add(high, fill_value=0).add(dual, fill_value=0) for low, high, dual in zip(*sides, strict=True)]
+
+
+CURVES: dict[str, Callable[[Result], list[pd.Series]]] = {
+    "training reward": lambda result: [_smooth(result.column("critic/score/mean"))],
+    "groups with signal": lambda result: [_smooth(result.column("soup/train/groups_with_signal"))],
+    "validation accuracy": lambda result: [result.accuracy],
+    "validation entropy (nats a token)": lambda result: [result.column("soup/val/entropy")],
+    "mean ratio": _by_segment("ratio"),
+    "KL to the sampling policy (k3, nats a token)": _by_segment("kl_k3"),
+    "clip fraction": _clip_fraction,
+    "effective sample size": _by_segment("effective_sample_size"),
 }
+STYLES = ("-", ":")
 
 
 def curves(results: dict[str, list[Result]], path: Path) -> None:
     """One panel for each of `CURVES`: mean over seeds, and the band from the lowest to the highest."""
-    figure, axes = plt.subplots(2, 3, figsize=(14, 7), constrained_layout=True)
+    figure, axes = plt.subplots(2, 4, figsize=(17, 7), constrained_layout=True)
     for axis, (title, curve) in zip(axes.flat, CURVES.items(), strict=True):
         for color, (name, runs) in enumerate(results.items()):
-            table = pd.concat([curve(run) for run in runs], axis=1)
-            if not table.dropna(how="all").empty:
-                marker = "o" if "validation" in title else None
-                axis.plot(table.index, table.mean(axis=1), label=name, color=f"C{color}", marker=marker, markersize=4)
-                axis.fill_between(
-                    table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=f"C{color}", linewidth=0
-                )
+            for style, series in zip(STYLES, zip(*map(curve, runs), strict=True), strict=False):
+                table = pd.concat(series, axis=1).dropna(how="all")
+                if not table.empty:
+                    marker, label = ("o" if "validation" in title else None), (name if style == STYLES[0] else None)
+                    look: dict[str, Any] = {"color": f"C{color}", "linestyle": style, "marker": marker, "markersize": 4}
+                    axis.plot(table.index, table.mean(axis=1), label=label, **look)
+                    axis.fill_between(
+                        table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=f"C{color}", linewidth=0
+                    )
         if not axis.lines:  # the real path measures no validation entropy, a run without mixing no prefixes
             axis.text(0.5, 0.5, "not measured, or always 0", ha="center", color="gray", transform=axis.transAxes)
-        axis.set_title(title)
+        axis.set_title(title, fontsize="medium")
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    axes.flat[0].legend(fontsize="small")
+    figure.suptitle("second row: solid on the prefix, dotted on the continuation", fontsize="medium")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -8,12 +8,14 @@ from jinja2 import Environment, FileSystemLoader
 
 from recipe.soup.compare.intervals import mean_interval, paired_interval
 from recipe.soup.compare.plots import curves, outcomes
-from recipe.soup.compare.results import PASS_AT, Result, figures, per_problem, tries
+from recipe.soup.compare.results import Result, figures, per_problem, tries
+from recipe.soup.pass_at_k import PASS_AT
 
 PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
 
 
-def _interval(interval: tuple[float, float, float], sign: str = "") -> str:
+def as_interval(interval: tuple[float, float, float], sign: str = "") -> str:
+    """Mean, and lower and upper end, as text."""
     mean, low, high = interval
     return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
@@ -34,7 +36,7 @@ def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
             row[text] = f"{value:,.0f}" if value > 1000 else f"{value:.3f}"
             if text.startswith("pass@") and problems:
                 k = int(text.removeprefix("pass@"))
-                row[text] = _interval(mean_interval([per_problem(run.after, k, problems) for run in runs]))
+                row[text] = as_interval(mean_interval([per_problem(run.after, k, problems) for run in runs]))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
@@ -51,11 +53,12 @@ def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.Data
             rows[name] = {"pairs": str(len(pairs)), "problems": str(len(problems))}
             for k in (k for k in PASS_AT if k <= min(tries(run.after) for run in both)):
                 ours, theirs = ([per_problem(pair[i].after, k, problems) for pair in pairs] for i in (0, 1))
-                rows[name][f"pass@{k}"] = _interval(paired_interval(ours, theirs), "+")
+                rows[name][f"pass@{k}"] = as_interval(paired_interval(ours, theirs), "+")
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table with its index as first column."""
     lines = ["| | " + " | ".join(map(str, table.columns)) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [
         f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(table.index, table.values, strict=True)
@@ -80,9 +83,8 @@ def write_report(results: dict[str, list[Result]], baseline: str, commands: dict
     ends, differences = end_table(results), difference_table(results, baseline)
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     facts = {"title": out.name, "baseline": baseline, "commands": commands}
-    markdown = templates.get_template("report.md.j2").render(
-        **facts, ends=_markdown(ends), differences=_markdown(differences), pictures={name: name for name in PICTURES}
-    )
+    tables = {"ends": as_markdown(ends), "differences": as_markdown(differences)}
+    markdown = templates.get_template("report.md.j2").render(**facts, **tables, pictures=PICTURES)
     embedded = {
         title: "data:image/png;base64," + base64.b64encode((out / name).read_bytes()).decode()
         for name, title in PICTURES.items()

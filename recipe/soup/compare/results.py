@@ -1,6 +1,5 @@
 """What runs left behind, as tables. Imports no verl."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipe.soup.pass_at_k import pass_at_k
+from recipe.soup.json_lines import read_json_lines
+from recipe.soup.pass_at_k import PASS_AT, pass_at_k
 from recipe.soup.summary import read_metrics, validation_accuracy
 
-PASS_AT = (1, 4, 8, 16)
 LAST = 20
 """Steps over which what is measured in training is averaged."""
 
@@ -57,7 +56,7 @@ class Result:
 def correct_samples(dump: Path) -> Counts:
     """Of one of verl's dumps of validation samples; a sample is correct by its `acc`, or by a score above 0."""
     scores: dict[str, list[bool]] = defaultdict(list)
-    for row in map(json.loads, dump.read_text().splitlines()):
+    for row in read_json_lines(dump):
         scores[row["input"]].append(row.get("acc", row["score"]) > 0)
     return {problem: (sum(values), len(values)) for problem, values in sorted(scores.items())}
 

@@ -1,7 +1,7 @@
 """A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ DRIVERS = {
     "main_ppo": ["verl.trainer.main_ppo"],
 }
 KEYS = ("driver", "baseline", "seeds", "common", "runs")
+OPTIONAL = ("first_seeds",)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Study:
         seeds: every configuration runs with each.
         common: overrides that all share; the twins differ in `runs` only.
         runs: overrides by name.
+        first_seeds: how many of the seeds a configuration runs with, for those that run with fewer.
     """
 
     driver: str
@@ -69,12 +71,15 @@ class Study:
     seeds: list[int]
     common: list[str]
     runs: dict[str, list[str]]
+    first_seeds: dict[str, int] = field(default_factory=dict)
 
     def in_folder(self, out: Path) -> list[Run]:
         """All runs, one seed after the other, so that an interrupted study has whole seeds."""
         runs = []
-        for seed in self.seeds:
+        for number, seed in enumerate(self.seeds):
             for name, overrides in self.runs.items():
+                if number >= self.first_seeds.get(name, len(self.seeds)):
+                    continue
                 folder = (out / name / f"seed_{seed}").absolute()
                 seeded = [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
                 seeded += [f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
@@ -97,14 +102,17 @@ def read_study(path: Path) -> Study:
     for key in KEYS:
         if key not in content:
             raise refuse("study", path, f"`{key}` is missing; it needs {', '.join(KEYS)}.")
-    if unknown := set(content) - set(KEYS):
-        raise refuse("study", path, f"`{unknown.pop()}` is not known; it has {', '.join(KEYS)}.")
+    if unknown := set(content) - {*KEYS, *OPTIONAL}:
+        raise refuse("study", path, f"`{unknown.pop()}` is not known; it has {', '.join((*KEYS, *OPTIONAL))}.")
     study = Study(**content)
     if study.driver not in DRIVERS:
         raise refuse("driver", study.driver, f"choose one of {', '.join(DRIVERS)}.")
     for name in study.runs:
         if not re.fullmatch(r"[\w.-]+", name):
             raise refuse("runs", name, "a name has letters, digits, dots, dashes and underscores only.")
+    for name in study.first_seeds:
+        if name not in study.runs:
+            raise refuse("first_seeds", name, f"is none of the runs {', '.join(study.runs)}.")
     if study.baseline not in study.runs:
         raise refuse("baseline", study.baseline, f"is none of the runs {', '.join(study.runs)}.")
     return study

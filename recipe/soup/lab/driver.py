@@ -5,8 +5,9 @@ order in which they are done), sampler and trainer are the same model (there: tw
 constant.
 """
 
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,18 @@ from verl.workers.config.optimizer import build_optimizer
 
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.sampler import Answer, sample
-from recipe.soup.lab.task import Problem, endless, read_problems, reward_function
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
 from recipe.soup.loss_refusals import GROUP_ONLY
 from recipe.soup.metrics import lag_metrics, train_metrics
 from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.pass_at_k import pass_at_k
+from recipe.soup.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.plan import RunFacts
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
+from recipe.soup.problems import Problem, load_reward, read_problems
 from recipe.soup.settings import parse_settings, refuse
 from recipe.soup.sources.base import FinishedSample
 from recipe.soup.sources.make import make_source
 
-PASS_AT = (1, 4, 8, 16)
 NO_TEMPERATURE = 1e-6
 ROLLOUT = "actor_rollout_ref.rollout"
 ONLY_REAL: dict[str, tuple[Any, ...]] = {
@@ -75,6 +75,13 @@ def check_lab_config(config: DictConfig) -> None:
         raise refuse("algorithm.adv_estimator", estimator, "only the real path can do that; use soup, grpo or rloo.")
 
 
+def _endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
+    """Epoch after epoch, each in another order."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(problems, len(problems))
+
+
 class Lab:
     """One run.
 
@@ -86,7 +93,9 @@ class Lab:
         check_lab_config(config)
         rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
         self.config, self.rollout = config, rollout
-        self.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
+        # Read once: behind it is an interpolation, and parsing those for every sample took a third of a step.
+        self._response_length = int(rollout.response_length)
+        self.settings = parse_settings(config.algorithm.get("soup"), self._response_length)
         torch.manual_seed(config.data.seed)
         self.generator = torch.Generator().manual_seed(config.data.seed)
         path = config.actor_rollout_ref.model.path
@@ -94,15 +103,16 @@ class Lab:
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
         self.updater = Updater(self.model, optimizer, config, self.settings)
-        self.reward = reward_function(config)
+        named = config.reward.custom_reward_function
+        self._reward = load_reward(named.path, named.name)
         training = read_problems(config.data.train_files, config.data.train_max_samples)
         self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
-        self._problems = endless(training, config.data.seed)
+        self._problems = _endless(training, config.data.seed)
         steps = len(training) // config.data.train_batch_size * config.trainer.total_epochs
         self.last_step = min(config.trainer.total_training_steps or steps, steps)
         facts = RunFacts(
             samples=rollout.n,
-            response_length=rollout.response_length,
+            response_length=self._response_length,
             seed=config.data.seed,
             prompts_per_step=config.data.train_batch_size,
             last_step=self.last_step,
@@ -114,6 +124,9 @@ class Lab:
     def _fetch(self) -> tuple[list[Problem], list[Any], None]:
         problems = [next(self._problems) for _ in range(self.config.data.train_batch_size)]
         return problems, [problem.messages for problem in problems], None
+
+    def _score(self, problem: Problem, text: str) -> float:
+        return float(self._reward(problem, text)["score"])
 
     def _prompt_ids(self, messages: Any) -> list[int]:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -186,11 +199,11 @@ class Lab:
                 started.append((index, prompt_ids, prefix))
                 if prefix is None or not prefix.complete:
                     tokens = prefix.token_ids.tolist() if prefix is not None else []
-                    asked.append((prompt_ids + tokens, self.rollout.response_length - len(tokens)))
+                    asked.append((prompt_ids + tokens, self._response_length - len(tokens)))
         for order in orders:
             ids = self._prompt_ids(order.messages)
             for length in order.lengths.values():
-                asked += [(ids, tokens_to_ask_for(length, self.rollout.response_length))] * order.candidates
+                asked += [(ids, tokens_to_ask_for(length, self._response_length))] * order.candidates
         answers = iter(self._sample(self.model, [ids for ids, _ in asked], [n for _, n in asked], version))
         samples = [self._finish(problems[index], index, ids, prefix, answers) for index, ids, prefix in started]
         seeds = [
@@ -213,7 +226,7 @@ class Lab:
             ids, log_probs = ids + answer.token_ids, log_probs + answer.log_probs
             versions = versions + [answer.extra_fields["global_steps"]] * len(answer.token_ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(prompt_ids, ids, versions, log_probs, self.reward(problem, text), index)
+        return Sample(prompt_ids, ids, versions, log_probs, self._score(problem, text), index)
 
     # ------------------------------------------------------------------ validation and the whole run
 
@@ -225,10 +238,10 @@ class Lab:
         n = self.rollout.val_kwargs.n
         prompts = [self._prompt_ids(problem.messages) for problem in self.validation]
         asked = [ids for ids in prompts for _ in range(n)]
-        answers = self._sample(self.model, asked, [self.rollout.response_length] * len(asked), step, validates=True)
+        answers = self._sample(self.model, asked, [self._response_length] * len(asked), step, validates=True)
         problems = [problem for problem in self.validation for _ in range(n)]
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        scores = [self.reward(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        scores = [self._score(problem, text) for problem, text in zip(problems, texts, strict=True)]
         if self.config.trainer.get("validation_data_dir"):
             folder = Path(self.config.trainer.validation_data_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -237,13 +250,14 @@ class Lab:
             rows.to_json(folder / f"{step}.jsonl", orient="records", lines=True)
         correct = (np.array(scores) > 0).reshape(-1, n).sum(axis=1)
         surprise = [value for answer in answers for value in answer.log_probs]
+        source = self.validation[0].data_source
         metrics = {
-            f"val-core/{self.validation[0].data_source}/acc/mean@{n}": correct.mean() / n,
+            f"val-core/{source}/acc/mean@{n}": correct.mean() / n,
             "soup/val/greedy": self._greedy(prompts),
             "soup/val/entropy": -float(np.mean(surprise)),
         }
         for k in (k for k in PASS_AT if k <= n):
-            metrics[f"soup/val/pass@{k}"] = float(np.mean([pass_at_k(n, int(hits), k) for hits in correct]))
+            metrics[f"soup/val/{source}/pass@{k}"] = mean_pass_at_k([(n, int(hits)) for hits in correct], k)
         return metrics
 
     def _validated(self, step: int) -> dict[str, float]:
@@ -253,10 +267,10 @@ class Lab:
 
     def _greedy(self, prompts: list[list[int]]) -> float:
         """Accuracy of the most probable tokens: sampled at a temperature at which nothing else is left."""
-        limits, eos = [self.rollout.response_length] * len(prompts), self.tokenizer.eos_token_id
+        limits, eos = [self._response_length] * len(prompts), self.tokenizer.eos_token_id
         answers = sample(self.model, prompts, limits, 0, NO_TEMPERATURE, eos, torch.Generator())
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        return float(np.mean([self.reward(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
+        return float(np.mean([self._score(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
 
     def fit(self) -> None:
         """The whole run, logged by verl's trackers."""

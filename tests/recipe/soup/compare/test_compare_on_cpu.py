@@ -1,12 +1,14 @@
 """Comparisons: what is run, what is left alone, and what the report says of it."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import yaml
 
 from recipe.soup.cli import main
@@ -15,7 +17,7 @@ from recipe.soup.compare.execute import execute
 from recipe.soup.compare.intervals import mean_interval, paired_interval
 from recipe.soup.compare.report import write_report
 from recipe.soup.compare.results import correct_samples, figures, pass_curve, read_result
-from recipe.soup.compare.study import Study, read_study
+from recipe.soup.compare.study import Run, Study, read_study
 
 PROBLEMS, TRIES = 6, 8
 STUDY: dict[str, Any] = {
@@ -71,6 +73,7 @@ def study_file(tmp_path: Path) -> Path:
         ({"baseline": "ppo"}, ["baseline=ppo", "grpo, soup"]),
         ({"seeds": None}, ["`seeds` is missing"]),
         ({"seed": 1}, ["`seed` is not known"]),
+        ({"first_seeds": {"ppo": 1}}, ["first_seeds=ppo", "grpo, soup"]),
         ({"runs": {"grpo": [], "lag=64": []}}, ["runs=lag=64", "letters"]),
     ],
 )
@@ -98,6 +101,12 @@ def test_twins_differ_in_their_own_overrides_only(study_file: Path, tmp_path: Pa
     same = [str(a).replace("grpo", "soup") == str(b) for a, b in zip(one.overrides, other.overrides, strict=True)]
     assert all(same)
     assert "data.seed=1" in one.overrides
+
+
+def test_some_run_with_fewer_seeds(tmp_path: Path) -> None:
+    study = Study(**{**STUDY, "seeds": [7, 8, 9], "first_seeds": {"soup": 2}})
+    runs = [(run.name, run.seed) for run in study.in_folder(tmp_path)]
+    assert runs == [("grpo", 7), ("soup", 7), ("grpo", 8), ("soup", 8), ("grpo", 9)]
 
 
 # ---------------------------------------------------------------- running
@@ -131,6 +140,34 @@ def test_what_failed_is_tried_again_and_what_is_done_is_not(study_file: Path, tm
     starts = driver.read_text().split()
     assert sorted(starts) == sorted(["grposeed_0", "grposeed_1", *["soupseed_0", "soupseed_1"] * 2])
     assert all(run.metrics.exists() and (run.folder / "command.txt").exists() for run in study.in_folder(out))
+
+
+def test_on_a_ray_cluster(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of this process: Ray's workers start the runs, and failures come back."""
+    monkeypatch.chdir(tmp_path)
+
+    def scripted(run: Run, driver: str) -> Any:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        name = (run.folder / "log.txt").relative_to(Path.cwd())  # tells where the task runs
+        script = f"import sys; open({str(name)!r}, 'w').write('ran'); sys.exit({run.seed})"
+        return subprocess.Popen([sys.executable, "-c", script])
+
+    monkeypatch.setattr(execution, "start", scripted)
+    study = read_study(study_file)
+    with ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False):
+        monkeypatch.setattr(ray, "init", lambda *_, **__: None)
+        failed = execute(study, tmp_path / "out", jobs=4, ray_address="auto")
+    assert [run.seed for run in failed] == [1, 1]
+    assert [run.is_done for run in study.in_folder(tmp_path / "out")] == [True, True, False, False]
+    assert all((run.folder / "log.txt").read_text() == "ran" for run in study.in_folder(tmp_path / "out"))
+
+
+def test_the_real_path_uses_a_cluster_by_itself(tmp_path: Path) -> None:
+    study = Study(**{**STUDY, "driver": "main_ppo"})
+    with pytest.raises(SystemExit, match="--ray=auto: runs of main_ppo use a cluster themselves; set RAY_ADDRESS"):
+        execute(study, tmp_path, jobs=1, ray_address="auto")
+    with pytest.raises(SystemExit, match="--jobs=2: on the real path each run takes the whole machine"):
+        execute(study, tmp_path, jobs=2)
 
 
 def test_a_run_whose_overrides_changed_is_not_done(study_file: Path, tmp_path: Path, driver: Path) -> None:

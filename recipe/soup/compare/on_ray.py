@@ -1,0 +1,48 @@
+"""Runs of a study as tasks on a Ray cluster, whose nodes see environment and study under the same paths."""
+
+import os
+import subprocess
+from collections.abc import Callable
+
+import ray
+from ray.exceptions import RayError
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def run_to_end(start: Callable[[], subprocess.Popen], folder: str) -> int:
+    """Start a run on whichever node has a free core, and wait for it; returns its exit status."""
+    os.chdir(folder)  # relative paths are the user's, not those of Ray's workers
+    process = start()
+    try:
+        return process.wait()
+    finally:
+        process.terminate()  # a cancelled task leaves no process behind
+
+
+class RayRun:
+    """To a run on the cluster what `subprocess.Popen` is to one on this machine.
+
+    Args:
+        start: starts the run where it is called.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen]) -> None:
+        self._task = run_to_end.remote(start, os.getcwd())
+
+    def poll(self) -> int | None:
+        """None while it runs, else its exit status; 1 if its node is lost."""
+        return self._status() if ray.wait([self._task], timeout=0)[0] else None
+
+    def terminate(self) -> None:
+        """Stop it."""
+        ray.cancel(self._task)
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        return self._status()
+
+    def _status(self) -> int:
+        try:
+            return ray.get(self._task)
+        except RayError:
+            return 1

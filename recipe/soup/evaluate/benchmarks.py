@@ -1,0 +1,284 @@
+"""Datasets for training and evaluation, from the Hugging Face hub or from a file, as rows in verl's columns.
+
+Imports no verl. The columns are those of the hub's repositories; each was looked up in code that uses it, e.g. verl's
+`examples/data_preprocess`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from recipe.soup.evaluate.boxed import last_box
+from recipe.soup.json_lines import read_json_lines
+
+Row = dict[str, Any]
+
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+"""Qwen2.5-Math's; appended to every problem, so that training and evaluation ask alike."""
+
+DAPO_BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem."
+)
+DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
+
+DOLLAR = re.compile(r"(?<!\\)\$")
+SPLITS = ("train", "test", "validation")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where a dataset lies on the hub, and how a problem and its answer are read from one of its rows.
+
+    Attributes:
+        repository, config, split: on the hub.
+        columns: that `problem` and `answer` need.
+        problem: the bare text, without an instruction; "" if it is not there.
+        answer: the true answer; "" if it is not there.
+        repeated: the same problem may stand there many times; only the first is used.
+    """
+
+    repository: str
+    split: str
+    columns: tuple[str, ...]
+    problem: Callable[[Row], str]
+    answer: Callable[[Row], str]
+    config: str | None = None
+    repeated: bool = False
+
+
+def _text(value: Any) -> str:
+    """What stands in a cell; "" for an empty one."""
+    if isinstance(value, float):
+        return "" if value != value else str(int(value)) if value.is_integer() else str(value)
+    return "" if value is None else str(value).strip()
+
+
+def _latex(value: Any) -> str:
+    """The same, without dollars around it."""
+    return DOLLAR.sub("", _text(value)).strip()
+
+
+def _plain(repository: str, split: str, problem: str, answer: str) -> Dataset:
+    """A dataset whose problems and answers are columns of text."""
+    return Dataset(
+        repository, split, (problem, answer), lambda row: _text(row[problem]), lambda row: _latex(row[answer])
+    )
+
+
+def _gsm8k(split: str) -> Dataset:
+    """Solutions end with `#### 1,080`."""
+
+    def answer(row: Row) -> str:
+        _, hashes, number = row["answer"].rpartition("####")
+        return number.strip().replace(",", "") if hashes else ""
+
+    return Dataset(
+        "openai/gsm8k", split, ("question", "answer"), lambda row: _text(row["question"]), answer, config="main"
+    )
+
+
+def _olympiad_problem(row: Row) -> str:
+    """A few problems refer to a context that stands in a column of its own."""
+    return "\n".join(_text(text) for text in (row.get("context"), row["question"]) if text)
+
+
+def _olympiad_answer(row: Row) -> str:
+    """All answers: one text with commas where the problem has several (`is_multiple_answer`), seldom several texts.
+
+    The column `unit` is left out: the grader ignores units. So is `error`, a tolerance: it is for physics.
+    """
+    answers = row["final_answer"]
+    return ", ".join(map(_latex, [answers] if isinstance(answers, str) else answers))
+
+
+def _dapo_problem(row: Row) -> str:
+    text = row["prompt"][-1]["content"].strip()
+    if not (text.startswith(DAPO_BEFORE) and text.endswith(DAPO_AFTER)):
+        raise SystemExit(
+            f"dapo_math_17k: a prompt is not wrapped in the instructions that we replace by our own; it begins "
+            f"{text[:60]!r} and ends {text[-60:]!r}: give the hub's file, {DATASETS['dapo_math_17k'].repository}."
+        )
+    return text.removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
+
+
+DATASETS = {
+    # For evaluation.
+    "math500": _plain("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
+    "amc23": _plain("math-ai/amc23", "test", "question", "answer"),
+    "minerva": _plain("math-ai/minervamath", "test", "question", "answer"),
+    "olympiadbench": Dataset(
+        repository="Hothan/OlympiadBench",
+        config="OE_TO_maths_en_COMP",
+        split="train",
+        columns=("question", "final_answer"),
+        problem=_olympiad_problem,
+        answer=_olympiad_answer,
+    ),
+    "gsm8k": _gsm8k("test"),
+    # For training.
+    "dapo_math_17k": Dataset(
+        repository="BytedTsinghua-SIA/DAPO-Math-17k",
+        split="train",
+        columns=("prompt", "reward_model"),
+        problem=_dapo_problem,
+        answer=lambda row: _text(row["reward_model"]["ground_truth"]),
+        repeated=True,  # each of its 17,000 problems stands there about a hundred times, by accident (DAPO's issue 36)
+    ),
+    "math": Dataset(
+        repository="DigitalLearningGmbH/MATH-lighteval",
+        split="train",
+        columns=("problem", "solution"),
+        problem=lambda row: _text(row["problem"]),
+        answer=lambda row: last_box(row["solution"]) or "",
+    ),
+    "gsm8k_train": _gsm8k("train"),
+}
+
+
+class Loaded(NamedTuple):
+    """Rows in verl's columns, and what was left out.
+
+    Attributes:
+        repetitions: rows whose problem had been there before.
+        contradictions: those of them with another answer.
+    """
+
+    rows: list[Row]
+    repetitions: int
+    contradictions: int
+
+
+def load(name: str, source: Path | None = None) -> list[Row]:
+    """A dataset's rows in verl's columns.
+
+    Args:
+        name: one of `DATASETS`.
+        source: a file of the hub's columns (parquet, json, jsonl, csv) or a folder of parquet files; None: the hub.
+
+    Returns:
+        `data_source` (the name), `prompt` (one user message: the problem and `INSTRUCTION`), `ability`, `reward_model`
+        (`style`, `ground_truth`) and `extra_info` (`split`, and `index`, the row's number in the source, from 0).
+
+    Raises:
+        SystemExit: an unknown name, no way to the hub, a file that cannot be read, a missing column, no rows, a row
+            without problem or answer; one sentence.
+    """
+    return load_counted(name, source).rows
+
+
+def load_counted(name: str, source: Path | None = None) -> Loaded:
+    """`load`, with what it left out."""
+    rows = _verl_rows(name, source)
+    loaded = _first_of_each(rows) if DATASETS[check_name(name)].repeated else Loaded(list(rows), 0, 0)
+    if not loaded.rows:
+        raise SystemExit(f"{name}: no rows in {source or DATASETS[name].repository}.")
+    return loaded
+
+
+def check_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        SystemExit: it is not one of `DATASETS`.
+    """
+    if name not in DATASETS:
+        raise SystemExit(f"{name}: no such dataset; there are {', '.join(DATASETS)}.")
+    return name
+
+
+def _first_of_each(rows: Iterable[Row]) -> Loaded:
+    """Every problem once."""
+    first: dict[str, Row] = {}
+    repetitions = contradictions = 0
+    for row in rows:
+        known = first.setdefault(row["prompt"][0]["content"], row)
+        if known is not row:
+            repetitions += 1
+            contradictions += known["reward_model"] != row["reward_model"]
+    return Loaded(list(first.values()), repetitions, contradictions)
+
+
+def _verl_rows(name: str, source: Path | None) -> Iterator[Row]:
+    dataset = DATASETS[check_name(name)]
+    total, rows = _from_hub(name) if source is None else _from_files(name, source)
+    # Rows are seen only if they take a while: DAPO's 1.8 million take a minute or two.
+    for index, row in enumerate(tqdm(rows, desc=name, unit=" rows", total=total, delay=2)):
+        if missing := [column for column in dataset.columns if column not in row]:
+            raise SystemExit(f"{name}: column {missing[0]!r} is missing; there are {', '.join(map(str, row))}.")
+        texts = {}
+        for what, read in (("problem", dataset.problem), ("answer", dataset.answer)):
+            try:
+                texts[what] = read(row)
+            except (AttributeError, IndexError, KeyError, TypeError):
+                texts[what] = ""
+            if not texts[what]:
+                values = {column: str(row[column])[:80] for column in dataset.columns}
+                raise SystemExit(f"{name}, row {index}: no {what} found in {values}.")
+        yield {
+            "data_source": name,
+            "prompt": [{"role": "user", "content": texts["problem"] + INSTRUCTION}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": texts["answer"]},
+            "extra_info": {"split": dataset.split, "index": index},
+        }
+
+
+def _from_hub(name: str) -> tuple[int, Iterable[Row]]:
+    from datasets import load_dataset  # takes seconds, which files spare
+
+    dataset = DATASETS[name]
+    try:
+        rows: Any = load_dataset(dataset.repository, dataset.config, split=dataset.split)
+    except Exception as error:  # the hub's client has a dozen of its own
+        raise SystemExit(
+            f"{name}: {dataset.repository} could not be loaded from the Hugging Face hub ({_reason(error)}): "
+            "download it where there is network, and give --from FILE."
+        ) from error
+    return len(rows), rows
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
+    if not source.exists():
+        raise SystemExit(f"{name}: {source}: no such file or folder.")
+    files = _parquet_files(name, source) if source.is_dir() else [source]
+    try:
+        if all(file.suffix == ".parquet" for file in files):
+            from pyarrow.parquet import ParquetFile
+
+            opened = [ParquetFile(file) for file in files]
+            total = sum(file.metadata.num_rows for file in opened)
+            # In small batches: all of DAPO's rows as Python objects would take gigabytes.
+            return total, (row for file in opened for batch in file.iter_batches(4096) for row in batch.to_pylist())
+        if source.suffix == ".csv":
+            rows: Any = pd.read_csv(source, dtype=str, keep_default_na=False).to_dict("records")
+        elif source.suffix in (".json", ".jsonl"):
+            # The hub's client writes lines into files called .json, too.
+            is_list = source.read_text()[:100].lstrip().startswith("[")
+            rows = json.loads(source.read_text()) if is_list else read_json_lines(source)
+        else:
+            raise SystemExit(f"{name}: {source}: give a .parquet, .json, .jsonl or .csv file, or a folder of parquet.")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{name}: {source} cannot be read ({_reason(error)}).") from error
+    return len(rows), rows
+
+
+def _parquet_files(name: str, folder: Path) -> list[Path]:
+    """Those of the dataset's split, where the files' names begin with a split's name, as on the hub; else all."""
+    split = DATASETS[name].split
+    files = sorted(folder.glob("*.parquet"))
+    if any(file.name.startswith(SPLITS) for file in files):
+        files = [file for file in files if file.name.startswith(split)]
+    if not files:
+        raise SystemExit(f"{name}: {folder}: no parquet files of the split {split!r} there.")
+    return files

@@ -1,0 +1,60 @@
+r"""Where the answer stands in a text: its last `\boxed{}`. Pure Python; the datasets and the reward share it."""
+
+import re
+
+LONGEST = 500
+"""Characters of an answer; what is longer is none. Bounds the search for a closing brace, too."""
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+UNBRACED = re.compile(r"[^\s${}]+(?:\{[^{}$]*\})*")
+# `\boxed{2}$ and $\boxed{3}`, `m=\boxed{1}, n=\boxed{2}`: parts of one answer.
+BETWEEN_PARTS = re.compile(r"[\s$,.;]*(?:and|or)?[\s$,.;]*(?:[A-Za-z]\w{0,9}\s*=\s*)?")
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last `\boxed{}` or `\fbox{}` that is not empty.
+
+    Boxes that follow each other, with nothing but a comma, "and", "or" or `x=` in between, are parts of one answer and
+    are joined by commas: two guesses side by side are not one right answer.
+
+    Returns:
+        None without any box; "" if the last one is not closed (the response was cut off there, and who knows how the
+        answer goes on), or longer than `LONGEST`.
+    """
+    matches = list(BOX.finditer(text))
+    if not matches:
+        return None
+    parts: list[str] = []
+    start = len(text)
+    for match in reversed(matches):
+        content, end = _content(text, match.end())
+        if parts and (end > start or not BETWEEN_PARTS.fullmatch(text, end, start)):
+            break
+        if content is None:
+            return ""
+        if content and content not in parts:
+            parts.append(content)
+        if parts:
+            start = match.start()
+    return ", ".join(reversed(parts))
+
+
+def _content(text: str, start: int) -> tuple[str | None, int]:
+    """What the box that opens at `start` holds (None: it does not close), and where it ends."""
+    if not text.startswith("{", start):
+        match = UNBRACED.match(text, start)
+        return (match[0].rstrip(".,;:"), match.end()) if match else ("", start)
+    depth, position = 0, start
+    for position in range(start, min(start + LONGEST + 2, len(text))):
+        character = text[position]
+        if character in "{}" and not _is_escaped(text, position):
+            depth += 1 if character == "{" else -1
+            if not depth:
+                return text[start + 1 : position].strip(), position + 1
+    return None, len(text)
+
+
+def _is_escaped(text: str, position: int) -> bool:
+    r"""Whether an odd number of backslashes stands before: `\}` is, `\\}` is not."""
+    before = text[max(position - 8, 0) : position]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1

@@ -1,0 +1,215 @@
+r"""Whether two answers are equal, by math-verify, and a text that equal answers share. Imports no verl.
+
+`python -m recipe.soup.evaluate.grading` is the process that `math_reward.py` asks: requests on its standard input and
+replies on its standard output, one line of JSON each. math-verify stops itself by SIGALRM only, which works in a main
+thread only and not inside one long operation on integers, so `\boxed{9^{9^{9^9}}}` would hold up a trainer for ever
+(verl-project/verl#5839). This process ends instead, and is started anew.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import resource
+import signal
+import sys
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+
+import sympy
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify.grader import get_pct_val, is_assignment_relation, is_relation, take_last_relation
+
+SECONDS = 3.0
+"""Of processor time for one request; an answer usually takes 0.02. Not by the clock: how busy the machine is must not
+decide what is correct."""
+MEMORY = 4 * 1024**3
+"""Bytes of address space."""
+
+SMALL = sympy.Rational(1, 1000)
+"""math-verify compares six decimals, by which 2e-19 is 1e-19; smaller numbers than this by six significant digits."""
+LONGEST_INTEGER = 10**40
+
+DOLLAR = re.compile(r"(?<!\\)\$")
+THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\s)+(?=\d{3}(?!\d))")
+# math-verify reads the e of 4.5e33, which MinervaMath's answers have, as Euler's number.
+SCIENTIFIC = re.compile(r"(?<=\d)[eE]([+-]?\d+)(?![\w.])")
+# It knows units, but in plain letters only short ones.
+AMOUNT = re.compile(r"(-?[\d.,]*\d)\s+(?!percent)[A-Za-z]{3,}[A-Za-z ]*")
+PERCENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:\\?%|percent)\s*\}|percent)$")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s*\{([^{}]*)\}")
+# Letter by letter math-verify would read a product of variables.
+WORDS = re.compile(r"[A-Za-z][A-Za-z ]*[A-Za-z]")
+
+
+def clean(answer: str) -> str:
+    """Without what does not change the value but misleads math-verify."""
+    answer = THOUSANDS.sub("", DOLLAR.sub("", answer)).strip().rstrip(".").strip()
+    amount = AMOUNT.fullmatch(answer)
+    return SCIENTIFIC.sub(r"\\times 10^{\1}", amount[1] if amount else answer)
+
+
+def words(answer: str) -> str | None:
+    r"""An answer in words (`\text{Friday}`, `even`), in lower case; None if it is none, or an abbreviation."""
+    plain = " ".join(TEXT.sub(r"\1", answer).split())
+    return plain.lower() if len(plain) > 2 and WORDS.fullmatch(plain) else None
+
+
+@lru_cache(maxsize=256)
+def readings(answer: str, free: bool = False) -> list[Any]:
+    r"""What math-verify takes the text for: a SymPy object, then its LaTeX as a string; [] if it finds nothing.
+
+    Args:
+        answer: an answer, or with `free` a text that contains one somewhere.
+    """
+    no_timeout: Any = None
+    if free:
+        return parse(answer, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=no_timeout)
+    # Not the second: of `1, 2, \ldots, n`, which is no LaTeX for it, it would take the 2.
+    return parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=no_timeout)
+
+
+def is_equal(answer: str, truth: str, free: bool = False) -> bool:
+    """Whether the answer has the value of the true one.
+
+    As math-verify judges it, and besides: equal texts and equal words are equal, and 10 % is 10 and is 0.1.
+    """
+    truth = clean(truth)
+    if free:
+        return _same(readings(answer, free=True), readings(PERCENT.sub("", truth)))
+    answer = clean(answer)
+    if answer == truth or (words(answer) is not None and words(answer) == words(truth)):
+        return True
+    bare, bare_truth = PERCENT.sub("", answer), PERCENT.sub("", truth)
+    if _same(readings(bare), readings(bare_truth)):
+        return True
+    if (bare == answer) == (bare_truth == truth):
+        return False
+    hundredth, other = (bare, truth) if bare != answer else (bare_truth, answer)
+    return _same(readings(rf"\frac{{{hundredth}}}{{100}}"), readings(other))
+
+
+def _same(found: list[Any], true: list[Any]) -> bool:
+    """`verify`, except for small numbers; `x > 3` is the set of its solutions, on either side."""
+    if not found or not true:
+        return False
+    number, true_number = _number(_unwrapped(found[0])), _number(_unwrapped(true[0]))
+    if number is not None and true_number is not None and min(abs(number), abs(true_number)) < SMALL:
+        return _number_text(number) == _number_text(true_number)
+    return verify(true, found, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def canonical(answer: str, free: bool = False) -> str:
+    r"""A text that answers of equal value share, as far as possible: `1/2`, `0.5` and `\frac{1}{2}` give `0.5`.
+
+    Real numbers have six decimals, as math-verify compares them, those below `SMALL` six significant digits; `x=5` is
+    `5`, and `10\%` is `10`. Elements of sets are sorted, polynomials and fractions multiplied out. What cannot be read
+    is given as it is, without spaces; "" if there is nothing.
+    """
+    if not free:
+        answer = clean(answer)
+        if (text := words(answer)) is not None:
+            return text
+        answer = PERCENT.sub("", answer)
+    found = readings(answer, free)
+    try:
+        return _text(found[0])
+    except Exception:  # SymPy raises whatever it likes on what models write
+        return "" if free else "".join(answer.split())
+
+
+def _unwrapped(value: Any) -> Any:
+    """`5` of `x=5`."""
+    return take_last_relation(value).rhs if is_assignment_relation(value) else value
+
+
+def _number(value: Any) -> Any:
+    """A finite real number, with decimals as fractions; None for everything else."""
+    if not isinstance(value, sympy.Expr) or not value.is_number:
+        return None
+    value = value.doit()
+    exact = value.xreplace({decimal: sympy.Rational(str(decimal)) for decimal in value.atoms(sympy.Float)})
+    return exact if exact.is_extended_real and exact.is_finite else None
+
+
+def _number_text(number: Any) -> str:
+    if number.is_Integer and abs(number) < LONGEST_INTEGER:
+        return str(number)
+    value = Decimal(str(number.evalf(30)))
+    if SMALL <= abs(value) < LONGEST_INTEGER:
+        return f"{value:.6f}".rstrip("0").rstrip(".")
+    # Large integers differ in their last digits, too.
+    return f"{value:.5e}" + (f"...{number % 10**9:09d}" if number.is_Integer else "")
+
+
+def _text(value: Any) -> str:
+    """The canonical text of what math-verify read."""
+    value = _unwrapped(value)
+    value = get_pct_val(value, value)  # 10 % is 10 here, as in a box
+    number = _number(value)
+    if number is not None:
+        return _number_text(number)
+    if isinstance(value, str):
+        return "".join(value.split())
+    if isinstance(value, sympy.FiniteSet):
+        elements = sorted({_text(element) for element in value.args})
+        return elements[0] if len(elements) == 1 else "{" + ",".join(elements) + "}"
+    if isinstance(value, sympy.Tuple):
+        return "(" + ",".join(map(_text, value)) + ")"
+    if isinstance(value, sympy.MatrixBase):
+        return str([[_text(entry) for entry in row] for row in value.tolist()])
+    if isinstance(value, sympy.Interval):
+        brackets = "(" if value.left_open else "[", ")" if value.right_open else "]"
+        return f"{brackets[0]}{_text(value.start)},{_text(value.end)}{brackets[1]}"
+    if isinstance(value, sympy.Union):
+        return "U".join(sorted(map(_text, value.args)))
+    if is_relation(value):
+        return _relation_text(value)
+    if isinstance(value, sympy.Expr):
+        value = _multiplied_out(value)
+    return "".join(str(value).split())
+
+
+def _multiplied_out(value: Any) -> Any:
+    return sympy.cancel(sympy.together(sympy.nsimplify(value.doit(), rational=True)))
+
+
+def _relation_text(value: Any) -> str:
+    """An equation up to a factor, an inequality in one variable as the set of its solutions."""
+    if isinstance(value, sympy.Eq):
+        left, right = value.lhs, value.rhs
+        difference = _multiplied_out(left - right).as_content_primitive()[1]  # pyright: ignore[reportOperatorIssue]
+        return min("".join(str(side).split()) for side in (difference, (-difference).expand())) + "=0"
+    with contextlib.suppress(Exception):
+        solutions = value.as_set()
+        if isinstance(solutions, sympy.Set):
+            return _text(solutions)
+    return "".join(str(value).split())
+
+
+def serve() -> None:
+    """Answer requests until the standard input ends.
+
+    A request is `{"answer": str, "free": bool, "truth": str}`, and its reply whether they are equal; without `truth`
+    the reply is the answer's canonical text.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we passed no timeout
+    with contextlib.suppress(ValueError):  # a stricter limit is there already
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    replies, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not get in between
+    print(json.dumps("ready"), file=replies, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process, whatever it is in the midst of
+        try:
+            reply: Any = is_equal(**request) if "truth" in request else canonical(**request)
+        except Exception:  # as above
+            reply = None
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

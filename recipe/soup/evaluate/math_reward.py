@@ -1,0 +1,133 @@
+"""The reward for mathematics, in verl's form: `reward.custom_reward_function.path=pkg://recipe.soup.evaluate.math_reward`.
+
+math-verify grades, in a process of its own (`grading.py` says why). One process for each that asks: verl has
+`reward.num_workers` of those.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from recipe.soup.evaluate.boxed import last_box
+
+TAIL = 300
+"""Characters from the end of a response without a box, among which its answer is looked for."""
+LONGEST_PRED = 200
+"""Characters of `pred`; verl keeps these texts in arrays as wide as the longest."""
+
+
+class Grader:
+    """A process that grades. Threads may share it; they wait for one another."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, **request: Any) -> Any:
+        """The reply of `grading.serve`; None if it took too much time or memory.
+
+        Raises:
+            RuntimeError: the process cannot be started, e.g. because math-verify is not installed.
+        """
+        with self._lock:
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = self._process = self._start()
+            assert process.stdin
+            assert process.stdout
+            try:
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            except BaseException:  # an interrupt must not leave a reply to the next request
+                self._end()
+                raise
+            if not line.endswith("\n"):
+                self._end()
+                return None
+            return json.loads(line)
+
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "recipe.soup.evaluate.grading"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        assert process.stdout
+        if not process.stdout.readline():
+            raise RuntimeError(
+                f"`{' '.join(command)}` ended at once, with exit code {process.wait()}; what it printed above says why "
+                "(without math-verify: pip install math-verify)."
+            )
+        return process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+_grader = Grader()
+atexit.register(lambda: _grader.close())
+
+
+def _forget() -> None:
+    """A forked process has none of the threads that may hold the lock, and must not write into its parent's pipe."""
+    global _grader
+    _grader = Grader()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    r"""1.0 if the response's answer has the value of the true one, else 0.0.
+
+    The answer is what the last `\boxed{}` holds (`boxed.last_box`), and without any box what math-verify finds in the
+    last `TAIL` characters. Only what follows the last `</think>` counts, if there is one.
+
+    Args:
+        data_source: the dataset's name; not used.
+        solution_str: the decoded response, without special tokens.
+        ground_truth: the true answer, LaTeX or plain.
+        extra_info: not used.
+
+    Returns:
+        `score` and `acc`: 1.0 or 0.0; the latter is what verl calls accuracy.
+        `pred`: a text that answers of equal value share as far as possible, over which verl counts majorities
+        (`maj@N`). "" for a response without an answer: verl counts that as an answer, too, and drops `maj@N` if one
+        is None.
+
+    Raises:
+        RuntimeError: math-verify cannot be started; never because of what the response contains.
+    """
+    # Half a character of UTF-16, which a tokenizer may leave behind, cannot be written to a dump.
+    response = str(solution_str).encode(errors="replace").decode().rpartition("</think>")[2]
+    answer, free = last_box(response), False
+    if answer is None:
+        answer, free = _tail(response), True
+    if not answer:
+        return {"score": 0.0, "acc": 0.0, "pred": ""}
+    equal = _grader.ask(answer=answer, free=free, truth=str(ground_truth))
+    pred = None if equal is None else _grader.ask(answer=answer, free=free)
+    if pred is None:
+        pred = "" if free else "".join(answer.split())
+    score = float(equal is True)
+    return {"score": score, "acc": score, "pred": pred[:LONGEST_PRED]}
+
+
+def _tail(response: str) -> str:
+    """The end of the response, from the beginning of a word on."""
+    response = response.strip()
+    return response if len(response) <= TAIL else response[-TAIL:].partition(" ")[2]

@@ -1,0 +1,93 @@
+"""`soup eval`: samples of a model on datasets, graded, and their table."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from recipe.soup.evaluate.benchmarks import DATASETS, load
+from recipe.soup.evaluate.checkpoint import loadable
+from recipe.soup.evaluate.samples import Row, add_problem, open_samples
+from recipe.soup.evaluate.table import write_table
+from recipe.soup.problems import Problem, load_reward, problems_of, read_problems
+from recipe.soup.settings import refuse
+
+EXAMPLES = """examples:
+  soup eval Qwen/Qwen3-1.7B math500 amc23 --samples 16
+  soup eval runs/countdown/soup/checkpoints/global_step_80 examples/countdown/data/val.parquet \\
+      --reward pkg://examples.countdown.reward --max-tokens 24
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `soup eval` takes."""
+    add = parser.add_argument
+    add("model", help="checkpoint of verl (global_step_N), Hugging Face folder, or name on the hub")
+    add("data", nargs="+", help=f"{', '.join(DATASETS)}; or parquet files in verl's columns")
+    add("--samples", type=int, default=16, help="for each problem (default 16)")
+    add("--temperature", type=float, default=1.0, help="0 for the most probable tokens (default 1)")
+    add("--top-p", type=float, default=1.0, help="default 1")
+    add("--max-tokens", type=int, default=4096, help="of a response (default 4096)")
+    add("--limit", type=int, default=-1, help="only the first so many problems of each dataset")
+    add("--seed", type=int, default=0)
+    add("--gpus", type=int, default=1, help="that share the model: vLLM's tensor_parallel_size (default 1)")
+    add("--reward", default="pkg://recipe.soup.evaluate.math_reward", help="FILE.py or pkg://MODULE with compute_score")
+    add("--out", type=Path, help="folder (default: runs/eval/<model>); a run that was killed goes on there")
+
+
+def read_data(name: str, limit: int) -> tuple[str, list[Problem]]:
+    """A dataset by its name or its file; and what to call it."""
+    if name in DATASETS:
+        problems = problems_of(load(name))
+    elif Path(name).suffix == ".parquet" and Path(name).exists():
+        problems = read_problems(name)
+    else:
+        raise refuse("data", name, f"no such parquet file, and none of {', '.join(DATASETS)}.")
+    return Path(name).stem, problems if limit < 0 else problems[:limit]
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Sample, grade, and write the table; what is there already is not sampled again."""
+    if args.temperature == 0 and args.samples > 1:
+        raise refuse("--samples", args.samples, "at temperature 0 all samples are equal; give --samples 1.")
+    reward = load_reward(args.reward)
+    datasets = dict(read_data(name, args.limit) for name in args.data)
+    out = args.out or Path("runs") / "eval" / "-".join(Path(args.model).parts[-2:])
+    sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+    settings = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
+    found = {name: open_samples(out / f"{name}.jsonl", settings, args.samples) for name in datasets}
+    missing = {
+        name: [(i, problem) for i, problem in enumerate(problems) if i not in found[name]]
+        for name, problems in datasets.items()
+    }
+    if any(missing.values()):
+        from recipe.soup.evaluate.engine import Engine  # vLLM takes long to load
+
+        engine = Engine(loadable(args.model), args.gpus, args.max_tokens, sampling)
+        for name, problems in missing.items():
+            answers = engine.sample([(i, problem.messages) for i, problem in problems])
+            known = dict(problems)
+            for i, outputs in tqdm(answers, total=len(problems), desc=name, unit="problem"):
+                rows = [graded(known[i], i, output, reward(known[i], output.text)) for output in outputs]
+                add_problem(out / f"{name}.jsonl", rows)
+                found[name][i] = rows
+        engine.close()
+    tables = {name: pd.DataFrame([row for rows in found[name].values() for row in rows]) for name in datasets}
+    for path in write_table(tables, settings, out):
+        print(path)
+
+
+def graded(problem: Problem, number: int, output: Any, score: dict[str, Any]) -> Row:
+    """One line of the samples; the names are those of verl's dumps where it has one."""
+    return {
+        "problem": number,
+        "input": problem.messages[-1]["content"],
+        "output": output.text,
+        "gts": str(problem.ground_truth),
+        "acc": float(score["score"] > 0),
+        **score,
+        "tokens": len(output.token_ids),
+        "finish_reason": output.finish_reason,
+    }

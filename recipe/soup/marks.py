@@ -1,0 +1,22 @@
+"""Responses as text in which a reader sees where history ends and the present begins. Imports no verl."""
+
+from collections.abc import Sequence
+from typing import Any
+
+OPEN, CLOSE = "⟦", "⟧"
+
+
+def marked(tokenizer: Any, response_ids: list[int], prefix: Sequence[bool]) -> str:
+    """The response's text with each historical stretch in brackets.
+
+    Args:
+        response_ids: the tokens.
+        prefix: of each token, whether it is older than its step's version; may be padded.
+    """
+    text, start = "", 0
+    for end in range(1, len(response_ids) + 1):
+        if end == len(response_ids) or prefix[end] != prefix[start]:
+            piece = tokenizer.decode(response_ids[start:end], skip_special_tokens=True)
+            text += f"{OPEN}{piece}{CLOSE}" if prefix[start] else piece
+            start = end
+    return text

@@ -1,0 +1,105 @@
+"""`soup plot`: one picture of one run, from its own logs. Imports no verl."""
+
+import argparse
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from recipe.soup.json_lines import read_json_lines
+from recipe.soup.settings import refuse
+
+EXAMPLES = """examples:
+  soup plot runs/countdown/soup.jsonl
+  soup plot runs/qwen3-4b/soup --out soup.png
+"""
+SMOOTH = 5
+"""Steps over which metrics of training are averaged."""
+PANELS: dict[str, dict[str, str]] = {
+    "accuracy (unmixed validation)": {"^val-core/.*/mean@": "mean", "^soup/val/greedy$": "greedy"},
+    "pass@16 (unmixed validation)": {"/pass@16$": "pass@16", "/pass@4$": "pass@4"},
+    "entropy, nats a token": {"soup/val/entropy": "validation", "actor/entropy": "training"},
+    "reward in training": {
+        "soup/train/reward/pure": "current policy only",
+        "soup/train/reward/mixed$": "with a prefix",
+        "critic/score/mean": "all",
+    },
+    "groups with signal": {"soup/train/groups_with_signal": "share of prompts"},
+    "ratio at the start of the update, prefix": {
+        "prefix/ratio_at_start/max": "largest",
+        "prefix/ratio_at_start/mean": "mean",
+        "prefix/ratio_at_start/min": "smallest",
+    },
+    "clipped share of the gradient": {
+        "prefix/gradient_clipped": "prefix",
+        "continuation/gradient_clipped": "continuation",
+    },
+    "lag, updates": {"soup/train/prefix/lag/mean": "mean", "soup/train/prefix/lag/max": "largest"},
+    "prefix tokens, share of all trained": {"soup/train/prefix/share": "share"},
+}
+"""By title: the curves, by a regular expression for the metric's name."""
+LOGARITHMIC = ("ratio",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `soup plot` takes."""
+    parser.add_argument("run", type=Path, help="metrics of a run (<project>/<experiment>.jsonl), or its folder")
+    parser.add_argument("--out", type=Path, help="picture (default: beside the metrics, .png)")
+
+
+def metrics_file(run: Path) -> Path:
+    """The metrics of a run that is named by them or by its folder.
+
+    Raises:
+        SystemExit: there are none; one sentence.
+    """
+    for path in (run, run.parent / f"{run.name}.jsonl", run / "metrics.jsonl"):
+        if path.is_file():
+            return path
+    raise refuse("run", run, "no metrics there; a run writes them with trainer.logger=[console,file].")
+
+
+def read_curves(path: Path) -> pd.DataFrame:
+    """Metrics by step; a restarted run's later entry for a step counts."""
+    return pd.DataFrame({entry["step"]: entry["data"] for entry in read_json_lines(path)}).T.sort_index()
+
+
+def plot(args: argparse.Namespace) -> None:
+    """Draw a run: accuracy, pass@k, entropy of unmixed validation; ratios, clipping, lag, prefixes in training."""
+    path = metrics_file(args.run)
+    out = args.out or path.with_suffix(".png")
+    draw(read_curves(path), path.stem, out)
+    print(out)
+
+
+def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
+    """One panel for each of `PANELS`; what a run did not measure is left out."""
+    figure, axes = plt.subplots(3, 3, figsize=(14, 9), constrained_layout=True)
+    for axis, (name, curves) in zip(axes.flat, PANELS.items(), strict=True):
+        for part, label in curves.items():
+            for column in (column for column in metrics.columns if re.search(part, column)):
+                values = pd.Series(metrics[column].dropna())
+                values = pd.Series(values[values > 0]) if name.startswith(LOGARITHMIC) else values
+                validates = column.startswith("val") or "/val/" in column
+                if not validates:
+                    values = pd.Series(values.rolling(SMOOTH, min_periods=1).mean())
+                if len(values):
+                    axis.plot(values.index, values, marker="o" if validates else None, markersize=4, label=label)
+        if axis.lines:
+            axis.legend(fontsize="small")
+        else:
+            axis.text(0.5, 0.5, "not measured", ha="center", color="gray", transform=axis.transAxes)
+        if axis.lines and name.startswith(LOGARITHMIC):
+            axis.set_yscale("log")
+        axis.set_title(name, fontsize="medium")
+        axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    figure.suptitle(f"{title}: validation as points, training averaged over {SMOOTH} steps")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

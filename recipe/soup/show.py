@@ -1,0 +1,63 @@
+"""`soup show`: a run's training samples in the terminal, history in another colour. Imports no verl."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from recipe.soup.json_lines import read_json_lines
+from recipe.soup.marks import CLOSE, OPEN
+from recipe.soup.settings import refuse
+
+EXAMPLES = """examples:
+  soup show runs/countdown/soup
+  soup show runs/countdown/soup --step 10 --count 5 --all
+"""
+HISTORY = "black on yellow"
+STRETCHES = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `soup show` takes."""
+    parser.add_argument("run", type=Path, help="folder of a run, or of its samples (trainer.rollout_data_dir)")
+    parser.add_argument("--count", type=int, default=20, help="samples to show (default 20)")
+    parser.add_argument("--step", type=int, help="of this step only (default: newest first)")
+    parser.add_argument("--all", action="store_true", help="also those without a historical prefix")
+
+
+def coloured(sample: dict[str, Any]) -> Text:
+    """One sample: step, reward, versions, prompt and response, in which history stands out."""
+    versions = sorted(set(sample["policy_versions"]))
+    reward = sample["score"]
+    text = Text().append(f"step {sample['step']}  ", style="dim")
+    text.append(f"reward {reward:g}", style="bold green" if reward > 0 else "red")
+    text.append(f"  versions {', '.join(map(str, versions))}\n", style="dim")
+    text.append(sample["input"], style="cyan")
+    for i, piece in enumerate(STRETCHES.split(sample["marked"])):
+        text.append(piece, style=HISTORY if i % 2 else "")
+    return text.append("\n")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print training samples, newest first: the historical prefix on yellow, then what the current policy wrote."""
+    folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
+    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem) if path.stem.isdigit() else -1)
+    dumps = [path for path in dumps if path.stem.isdigit() and args.step in (None, int(path.stem))]
+    if not dumps:
+        what = "no samples" if args.step is None else f"no samples of step {args.step}"
+        raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")
+    console = Console(highlight=False)
+    console.print(Text().append("history", style=HISTORY).append(" the present\n"))
+    left = args.count
+    for path in reversed(dumps):
+        for sample in read_json_lines(path):
+            if "marked" not in sample:
+                raise refuse("run", path, "was written by another trainer than ours, and does not tell its prefixes.")
+            if left and (args.all or sample["prefix_length"]):
+                console.print(coloured(sample))
+                left -= 1
+        if not left:
+            break

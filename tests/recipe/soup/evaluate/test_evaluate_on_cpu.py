@@ -1,0 +1,200 @@
+"""`soup eval` without vLLM: samples on disk, majority votes, checkpoints, the table; and once with it."""
+
+import json
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from examples.countdown.reward import compute_score
+from recipe.soup import cli
+from recipe.soup.evaluate import engine as engine_module
+from recipe.soup.evaluate.checkpoint import loadable
+from recipe.soup.evaluate.majority import majority_at_k
+from recipe.soup.evaluate.samples import add_problem, open_samples
+from recipe.soup.evaluate.table import measures
+from recipe.soup.problems import read_problems
+
+COUNTDOWN = Path(__file__).parents[4] / "examples/countdown"
+VALIDATION = COUNTDOWN / "data/val.parquet"
+REWARD = ["--reward", "pkg://examples.countdown.reward", "--max-tokens", "24"]
+
+
+def sample(problem: int, text: str = "1+2=3") -> dict[str, Any]:
+    return {"problem": problem, "output": text}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["soup", "eval", *argv])
+    cli.main()
+
+
+class ScriptedEngine:
+    """Answers every problem with its number of right samples, and stops after `kill_after` problems."""
+
+    asked: list[int]
+    kill_after = 10**9
+
+    def __init__(self, *args: Any) -> None:
+        type(self).asked = []
+
+    def sample(self, conversations: list[tuple[int, Any]]) -> Any:
+        for done, (number, _) in enumerate(conversations):
+            if done == self.kill_after:
+                raise KeyboardInterrupt
+            self.asked.append(number)
+            yield (
+                number,
+                [
+                    SimpleNamespace(text=f"{number}:{i}", token_ids=[1] * 5, finish_reason="length" if i else "stop")
+                    for i in range(4)
+                ],
+            )
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A reward that calls sample i of problem p right iff i < p % 5, and an engine that says which is which."""
+    monkeypatch.setattr(engine_module, "Engine", ScriptedEngine)
+    monkeypatch.setattr(ScriptedEngine, "kill_after", 10**9)
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    problem, i = map(int, solution_str.split(':'))\n"
+        "    right = i < problem % 5\n"
+        "    return {'score': float(right), 'acc': float(right), 'pred': 'right' if right else f'wrong{i}'}\n"
+    )
+    return reward
+
+
+def test_a_killed_evaluation_goes_on(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "10"]
+    argv += ["--reward", str(scripted), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(ScriptedEngine, "kill_after", 6)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, *argv)
+    path = tmp_path / "out/val.jsonl"
+    path.write_text(path.read_text()[:-10])  # the kill came while the last line was written
+    monkeypatch.setattr(ScriptedEngine, "kill_after", 10**9)
+    run(monkeypatch, *argv)
+    assert ScriptedEngine.asked == [5, 6, 7, 8, 9]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((row["problem"], row["output"]) for row in rows) == [
+        (p, f"{p}:{i}") for p in range(10) for i in range(4)
+    ]
+    report = (tmp_path / "out/report.md").read_text()
+    # Problems have 0, 1, 2, 3 and 4 right samples of 4, twice each.
+    cells = [cell.strip() for cell in report.splitlines()[4].split("|")[1:-1]]
+    assert cells[:3] == ["val", "10", "40"]
+    for cell, k in zip(cells[3:6], (1, 2, 4), strict=True):
+        wrong = [len(list(combinations(range(4 - right), k))) for right in range(5)]
+        everything = len(list(combinations(range(4), k)))
+        assert float(cell.split(" ")[0]) == pytest.approx(1 - np.mean(wrong) / everything, abs=1e-3)
+    assert cells[7].startswith("0.650")  # maj@4: 0, then 1 of 4 ties with three wrong answers, then unique
+    assert cells[8:] == ["5", "75.0%"]
+    run(monkeypatch, *argv)  # a third time: everything is there, nothing is loaded
+    assert (tmp_path / "out/pass_at_k.png").stat().st_size > 1000
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    open_samples(path, {"temperature": 1.0}, 2)
+    with pytest.raises(SystemExit, match=r"temperature=0.5: .* was begun with 1.0; give another --out"):
+        open_samples(path, {"temperature": 0.5}, 2)
+
+
+def test_half_problems_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    add_problem(path, [sample(0, "ä\u2028b"), sample(0)])
+    add_problem(path, [sample(1)])
+    assert open_samples(path, {}, 2) == {0: [sample(0, "ä\u2028b"), sample(0)]}
+    assert len(path.read_text().split("\n")) == 3
+    assert open_samples(path, {}, 2) == {0: [sample(0, "ä\u2028b"), sample(0)]}
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=6), st.data())
+def test_majority_against_all_choices(answers: list[str], data: Any) -> None:
+    """Draws against the mean over every subset, in which ties are shared out."""
+    k = data.draw(st.integers(1, len(answers)))
+    correct = [answer == "a" for answer in answers]
+    shares = []
+    for chosen in combinations(answers, k):
+        votes = {answer: chosen.count(answer) for answer in chosen if answer}
+        best = [answer for answer, count in votes.items() if count == max(votes.values())]
+        shares.append(("a" in best) / len(best) if best else 0.0)
+    estimate = majority_at_k(answers, correct, k, np.random.default_rng(1))
+    assert estimate == pytest.approx(np.mean(shares), abs=1e-12 if k == len(answers) else 0.2)
+
+
+def test_measures_by_hand() -> None:
+    frame = pd.DataFrame(
+        {"problem": [0, 0, 1, 1], "acc": [1.0, 0.0, 0.0, 0.0], "pred": ["7", "8", "", "3"], "tokens": 1}
+    )
+    found = measures(frame)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "pass@1": [0.5, 0.0],
+        "pass@2": [1.0, 0.0],
+        "maj@2": [0.5, 0.0],
+    }
+
+
+def test_which_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loadable("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    for missing in ("runs/a/b", "./x", str(tmp_path / "none")):
+        with pytest.raises(SystemExit, match="no such folder"):
+            loadable(missing)
+    actor = tmp_path / "global_step_3/actor"
+    (actor / "huggingface").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="holds neither"):
+        loadable(str(actor.parent))
+    (actor / "model_world_size_1_rank_0.pt").touch()
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    assert loadable(str(actor.parent)) == str(actor / "merged")
+    assert commands[0][-4:] == ["--local_dir", str(actor), "--target_dir", str(actor / "merged")]
+    (actor / "huggingface/model.safetensors").touch()
+    assert loadable(str(actor.parent)) == loadable(str(actor)) == str(actor / "huggingface")
+
+
+@pytest.mark.real_run
+def test_greedy_with_vllm_is_greedy_with_transformers(tmp_path: Path) -> None:
+    """The command as a user types it, then the most probable answers by plain transformers."""
+    command = [sys.executable, "-m", "recipe.soup.cli", "eval", str(COUNTDOWN / "base_model")]
+    command += [str(VALIDATION), *REWARD, "--limit", "6", "--out", str(tmp_path)]
+    subprocess.run([*command, "--samples", "1", "--temperature", "0"], check=True, timeout=240)
+    rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(COUNTDOWN / "base_model")
+    model: Any = AutoModelForCausalLM.from_pretrained(COUNTDOWN / "base_model")
+    assert sorted(row["problem"] for row in rows) == list(range(6))
+    for row, problem in zip(sorted(rows, key=lambda row: row["problem"]), read_problems(VALIDATION, 6), strict=True):
+        assert row["input"] == problem.messages[0]["content"]
+        ids = tokenizer(row["input"], return_tensors="pt")["input_ids"]
+        output = model.generate(ids, attention_mask=ids > -1, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        assert row["output"] == tokenizer.decode(output, skip_special_tokens=True)
+        assert row["tokens"] == len(output)
+        assert row["score"] == compute_score("countdown", row["output"], problem.ground_truth)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["x/y", "nothing.parquet"], "data=nothing.parquet: no such parquet file, and none of math500"),
+        (["x/y", "math500", "--temperature", "0"], "--samples=16: at temperature 0 all samples are equal"),
+        (["x/y", "math500", "--reward", "pkg://no.such.module"], "reward=pkg://no.such.module:compute_score: cannot"),
+    ],
+)
+def test_refusals(argv: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, *argv)

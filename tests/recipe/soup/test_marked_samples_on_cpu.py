@@ -1,0 +1,78 @@
+"""Training samples in trackers: the prefix stands in brackets, behind verl's validation samples."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_worker import COUNTDOWN, STEP, StillWorkers, Store, make_trainer, recorded
+from transformers import AutoTokenizer
+from verl.utils.tracking import ValidationGenerationsLogger
+
+from recipe.soup.marked_samples import NOTHING, MarkedGenerations
+from recipe.soup.marks import marked
+from recipe.soup.trainer import SoupTrainer
+
+BASE_MODEL = Path(__file__).parents[3] / "examples/countdown/base_model"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ([True, True, False, False], "⟦ab⟧cd"),
+        ([True] * 4, "⟦abcd⟧"),
+        ([False] * 4, "abcd"),
+        ([True, False, True, False], "⟦a⟧b⟦c⟧d"),
+    ],
+)
+def test_brackets(prefix: list[bool], expected: str) -> None:
+    letters = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join("abcd"[i] for i in ids))
+    # The row is padded to the batch's width.
+    assert marked(letters, [0, 1, 2, 3], [*prefix, False, False]) == expected
+
+
+def test_no_response() -> None:
+    assert marked(None, [], [False]) == ""
+
+
+def test_tensorboard_shows_the_step_s_mixed_samples(
+    composed: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's own logger writes them; read back with TensorBoard's reader, and compared with the recorded rows."""
+    monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path))
+    config = composed(
+        *COUNTDOWN, "algorithm=soup", "trainer.log_val_generations=5", "trainer.logger=[console,tensorboard]"
+    )
+    trainer: Any = make_trainer(SoupTrainer, config, StillWorkers(store))
+    trainer.tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    trainer.validation_generations_logger = ValidationGenerationsLogger("project", "run")
+    trainer._maybe_log_val_generations([f"q{i}" for i in range(9)], [f"a{i}" for i in range(9)], [1.0] * 9)  # step 0
+    trainer._compute_old_log_prob(recorded(store), {})
+    trainer._maybe_log_val_generations([f"q{i}" for i in range(9)], [f"a{i}" for i in range(9)], [1.0] * 9)
+    cast(Any, trainer.validation_generations_logger)._logger.writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    text = events.Tensors("val/generations/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert text.count("### Sample") == 10
+    assert text.count("(training, versions") == text.count("⟦") == 5
+    expected = set()
+    for row in store.rows.values():
+        old = int((row["policy_versions"] < STEP - 1).sum())
+        pieces = [trainer.tokenizer.decode(ids, skip_special_tokens=True) for ids in
+                  (row["responses"][:old], row["responses"][old:])]  # fmt: skip
+        expected.add(f"⟦{pieces[0]}⟧{pieces[1]}")
+    shown = [line.removeprefix("**Output:** ") for line in text.splitlines() if "⟦" in line]
+    assert len(set(shown)) > 1
+    assert set(shown) <= expected
+
+
+def test_as_many_columns_at_every_step() -> None:
+    """wandb's table has its columns from the first validation, before which nothing was trained on."""
+    calls: list[Any] = []
+    logger = SimpleNamespace(log=lambda loggers, samples, step: calls.append(samples))
+    validation = [["q", "a", 1.0]] * 3
+    MarkedGenerations(logger, []).log(["wandb"], validation, 0)
+    again = MarkedGenerations(MarkedGenerations(logger, []), [["t", "⟦x⟧y", 0.0]])
+    again.log(["wandb"], validation, 1)
+    assert calls == [validation + [NOTHING] * 3, [*validation, ["t", "⟦x⟧y", 0.0], NOTHING, NOTHING]]

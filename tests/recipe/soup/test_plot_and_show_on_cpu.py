@@ -1,0 +1,96 @@
+"""`soup plot` and `soup show`: what they find, what they draw and print, what they refuse."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from recipe.soup import cli, plot
+
+METRICS = {
+    "val-core/countdown/acc/mean@16": 0.25,
+    "val-aux/countdown/acc/best@16/mean": 0.9,
+    "soup/val/countdown/pass@16": 0.75,
+    "soup/val/entropy": 0.3,
+    "actor/entropy": 0.2,
+    "soup/train/reward/mixed": 0.1,
+    "soup/train/reward/mixed_minus_pure": -0.1,
+    "soup/train/prefix/ratio_at_start/max": 2.0,
+    "soup/train/prefix/lag/mean": 4.0,
+}
+
+
+def soup(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["soup", *map(str, argv)])
+    cli.main()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two steps and its samples, the second of which is never mixed."""
+    lines = [{"step": step, "data": METRICS} for step in (0, 1, 2)]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "one/samples").mkdir(parents=True)
+    for step in (2, 10):
+        samples = [
+            {"step": step, "input": "3 5=8:", "marked": "⟦3+\n5⟧=8", "score": 1.0, "policy_versions": [1, 1, 4]},
+            {"step": step, "input": "3 5=8:", "marked": "5+[3]=8", "score": 0.0, "policy_versions": [4, 4, 4]},
+        ]
+        rows = [{**sample, "prefix_length": sample["marked"].count("⟦")} for sample in samples]
+        path = tmp_path / f"one/samples/{step}.jsonl"
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    return tmp_path / "one"
+
+
+@pytest.mark.parametrize("named", ["one", "one.jsonl"])
+def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, list[str]] = {}
+    close = plt.close
+
+    def keep(figure: plt.Figure) -> None:
+        drawn.update({axis.get_title(): [str(line.get_label()) for line in axis.lines] for axis in figure.axes})
+        close(figure)
+
+    monkeypatch.setattr(plot.plt, "close", keep)
+    soup(monkeypatch, "plot", run.parent / named)
+    assert (run.parent / "one.png").stat().st_size > 10000
+    assert drawn["accuracy (unmixed validation)"] == ["mean"]
+    assert drawn["pass@16 (unmixed validation)"] == ["pass@16"]
+    assert drawn["entropy, nats a token"] == ["validation", "training"]
+    assert drawn["reward in training"] == ["with a prefix"]
+    assert drawn["groups with signal"] == []
+    assert drawn["lag, updates"] == ["mean"]
+
+
+def test_history_is_coloured_and_the_newest_comes_first(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    soup(monkeypatch, "show", run)
+    out = capsys.readouterr().out
+    assert out.index("step 10") < out.index("step 2 ")
+    assert out.count("versions 1, 4") == 2
+    assert "\x1b[30;43m3+" in out  # black on yellow
+    assert "⟦" not in out
+    assert "5+[3]=8" not in out
+    soup(monkeypatch, "show", run / "samples", "--step", "2", "--all")
+    out = capsys.readouterr().out
+    assert "5+[3]=8" in out  # brackets are text, not markup
+    assert "step 10" not in out
+    soup(monkeypatch, "show", run, "--count", "1")
+    assert "step 2 " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["plot", "nowhere"], "run=nowhere: no metrics there"),
+        (["show", "nowhere"], "run=nowhere: no samples there"),
+        (["compare"], "give a study, or --from-logs"),
+    ],
+)
+def test_refusals(argv: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=message):
+        soup(monkeypatch, *argv)
