@@ -32,10 +32,12 @@ $(VENV)/.installed: $(LOCKS) setup.py
 demo: install ## SOUP on the countdown example, on this machine's CPU
 	$(RUN) algorithm=soup
 	@$(BIN)/python -m recipe.soup.summary $(OUT)/soup.jsonl
+	@$(BIN)/soup plot $(OUT)/soup.jsonl
 
 demo-grpo: install ## the twin: GRPO, with every other setting equal
 	$(RUN) algorithm=grpo
 	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
+	@$(BIN)/soup plot $(OUT)/grpo.jsonl
 
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
 	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2

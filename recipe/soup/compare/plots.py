@@ -51,62 +51,85 @@ CURVES: dict[str, Callable[[Result], list[pd.Series]]] = {
     "effective sample size": _by_segment("effective_sample_size"),
 }
 STYLES = ("-", ":")
+LEGIBLE = 10
+"""Runs that a legend of ordinary size can name."""
+
+
+def _colors(results: dict[str, list[Result]]) -> dict[str, Any]:
+    palette = plt.get_cmap("tab10" if len(results) <= LEGIBLE else "tab20")
+    return {name: palette(i % palette.N) for i, name in enumerate(results)}
 
 
 def curves(results: dict[str, list[Result]], path: Path) -> None:
     """One panel for each of `CURVES`: mean over seeds, and the band from the lowest to the highest."""
     figure, axes = plt.subplots(2, 4, figsize=(17, 7), constrained_layout=True)
+    colors = _colors(results)
     for axis, (title, curve) in zip(axes.flat, CURVES.items(), strict=True):
-        for color, (name, runs) in enumerate(results.items()):
+        for name, runs in results.items():
             for style, series in zip(STYLES, zip(*map(curve, runs), strict=True), strict=False):
                 table = pd.concat(series, axis=1).dropna(how="all")
                 if not table.empty:
                     marker, label = ("o" if "validation" in title else None), (name if style == STYLES[0] else None)
-                    look: dict[str, Any] = {"color": f"C{color}", "linestyle": style, "marker": marker, "markersize": 4}
+                    look: dict[str, Any] = {
+                        "color": colors[name],
+                        "linestyle": style,
+                        "marker": marker,
+                        "markersize": 4,
+                    }
                     axis.plot(table.index, table.mean(axis=1), label=label, **look)
                     axis.fill_between(
-                        table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=f"C{color}", linewidth=0
+                        table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=colors[name], linewidth=0
                     )
         if not axis.lines:  # the real path measures no validation entropy, a run without mixing no prefixes
             axis.text(0.5, 0.5, "not measured, or always 0", ha="center", color="gray", transform=axis.transAxes)
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize="small")
+    axes.flat[0].legend(fontsize="small" if len(results) <= LEGIBLE else "xx-small", ncols=1 + len(results) // LEGIBLE)
     figure.suptitle("second row: solid on the prefix, dotted on the continuation", fontsize="medium")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def outcomes(results: dict[str, list[Result]], path: Path) -> None:
-    """pass@k before and after training, and accuracy against tokens generated and against time."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
-    for color, (name, runs) in enumerate(results.items()):
+    """pass@k before and after training, accuracy against diversity, and against tokens generated and time."""
+    figure, axes = plt.subplots(2, 2, figsize=(14, 10), constrained_layout=True)
+    by_k, frontier, by_tokens, by_time = axes.flat
+    colors = _colors(results)
+    for name, runs in results.items():
         after = pd.DataFrame([pass_curve(run.after) for run in runs])
         if not after.empty:
-            axes[0].plot(after.columns, after.mean(), label=name, color=f"C{color}", marker="o", markersize=4)
-            axes[0].fill_between(after.columns, after.min(), after.max(), alpha=0.15, color=f"C{color}", linewidth=0)
-        for axis, cost in ((axes[1], generated_tokens), (axes[2], lambda run: run.column("timing_s/step"))):
+            by_k.plot(after.columns, after.mean(), label=name, color=colors[name], marker="o", markersize=4)
+            by_k.fill_between(after.columns, after.min(), after.max(), alpha=0.15, color=colors[name], linewidth=0)
+            most = after.columns[-1]
+            frontier.scatter(after[most], after[1], color=colors[name], s=8, alpha=0.6)
+            frontier.scatter(after[most].mean(), after[1].mean(), color=colors[name], s=60, label=name)
+            frontier.annotate(name, (after[most].mean(), after[1].mean()), fontsize="small", textcoords="offset points",
+                              xytext=(6, 4))  # fmt: skip
+            frontier.set_xlabel(f"pass@{most}")
+        for axis, cost in ((by_tokens, generated_tokens), (by_time, lambda run: run.column("timing_s/step"))):
             for run in runs:
                 spent = cost(run).cumsum()
                 at = {step: value for step, value in run.accuracy.items() if step == 0 or step in spent.index}
                 where = [spent.get(step, 0.0) for step in at]
-                axis.plot(where, list(at.values()), color=f"C{color}", marker="o", markersize=3, alpha=0.7)
+                axis.plot(where, list(at.values()), color=colors[name], marker="o", markersize=3, alpha=0.7)
     before = [run for runs in results.values() for run in runs if len(run.before)]
     if before:
         start = pd.DataFrame([pass_curve(run.before) for run in before]).mean()
-        axes[0].plot(start.index, start, color="gray", linestyle="--", label="before training")
-        axes[0].set_xscale("log", base=2)
-        axes[0].set_xticks(start.index, [str(k) for k in start.index])
-    axes[0].legend()
-    for axis, title, label in zip(
-        axes,
-        ("pass@k after training", "accuracy against cost", "accuracy against time"),
-        ("k", "tokens generated", "seconds of training steps"),
-        strict=True,
+        by_k.plot(start.index, start, color="gray", linestyle="--", label="before training")
+        by_k.set_xscale("log", base=2)
+        by_k.set_xticks(start.index, [str(k) for k in start.index])
+        frontier.scatter(start.iloc[-1], start.iloc[0], color="gray", marker="x", label="before training")
+    if len(results) <= LEGIBLE:  # beyond, the names are beside their points
+        by_k.legend(fontsize="small")
+    for axis, title, label in (
+        (by_k, "pass@k after training", "k"),
+        (frontier, "accuracy against diversity: small points are seeds", frontier.get_xlabel()),
+        (by_tokens, "accuracy against cost", "tokens generated"),
+        (by_time, "accuracy against time", "seconds of training steps"),
     ):
         axis.set_title(title)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
     add("--jobs", type=int, default=1, help="runs beside each other (default 1)")
     add("--ray", metavar="ADDRESS", help="of a Ray cluster that runs the lab's runs (auto: the one here)")
+    add("--only", nargs="+", metavar="NAME", help="of the study's runs only these, and the baseline")
     add("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
     add("--from-logs", nargs="+", help="[NAME=]metrics.jsonl of verl; the first is the baseline")
 
@@ -41,6 +42,8 @@ def compare(args: argparse.Namespace) -> None:
         commands = {name: str(path) for name, path in logs.items()}
     else:
         study = read_study(args.study)
+        if args.only:
+            study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
         failed = execute(study, out, args.jobs, args.ray)
         for run in study.in_folder(out):

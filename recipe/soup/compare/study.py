@@ -1,7 +1,7 @@
 """A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,18 @@ class Study:
     common: list[str]
     runs: dict[str, list[str]]
     first_seeds: dict[str, int] = field(default_factory=dict)
+
+    def only(self, names: list[str]) -> "Study":
+        """With these configurations and the baseline.
+
+        Raises:
+            SystemExit: one of them is not there.
+        """
+        for name in names:
+            if name not in self.runs:
+                raise refuse("--only", name, f"is none of the runs {', '.join(self.runs)}.")
+        kept = {name: overrides for name, overrides in self.runs.items() if name in (*names, self.baseline)}
+        return replace(self, runs=kept)
 
     def in_folder(self, out: Path) -> list[Run]:
         """All runs, one seed after the other, so that an interrupted study has whole seeds."""

@@ -208,7 +208,7 @@ def _first_of_each(rows: Iterable[Row]) -> Loaded:
 def _verl_rows(name: str, source: Path | None) -> Iterator[Row]:
     dataset = DATASETS[check_name(name)]
     total, rows = _from_hub(name) if source is None else _from_files(name, source)
-    # Rows are seen only if they take a while: DAPO's 1.8 million take a minute or two.
+    # DAPO's 1.8 million rows take long enough to be watched; the display appears after two seconds.
     for index, row in enumerate(tqdm(rows, desc=name, unit=" rows", total=total, delay=2)):
         if missing := [column for column in dataset.columns if column not in row]:
             raise SystemExit(f"{name}: column {missing[0]!r} is missing; there are {', '.join(map(str, row))}.")
@@ -239,7 +239,7 @@ def _from_hub(name: str) -> tuple[int, Iterable[Row]]:
     except Exception as error:  # the hub's client has a dozen of its own
         raise SystemExit(
             f"{name}: {dataset.repository} could not be loaded from the Hugging Face hub ({_reason(error)}): "
-            "download it where there is network, and give --from FILE."
+            f"download it where there is network, then python -m examples.data.prepare {name} --from FILE."
         ) from error
     return len(rows), rows
 

@@ -140,7 +140,7 @@ def _number_text(number: Any) -> str:
     if SMALL <= abs(value) < LONGEST_INTEGER:
         return f"{value:.6f}".rstrip("0").rstrip(".")
     # Large integers differ in their last digits, too.
-    return f"{value:.5e}" + (f"...{number % 10**9:09d}" if number.is_Integer else "")
+    return f"{value:.5e}" + (f"...{int(number) % 10**9:09d}" if number.is_Integer else "")
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from recipe.soup import cli, plot
 
@@ -49,7 +50,7 @@ def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch)
     drawn: dict[str, list[str]] = {}
     close = plt.close
 
-    def keep(figure: plt.Figure) -> None:
+    def keep(figure: Figure) -> None:
         drawn.update({axis.get_title(): [str(line.get_label()) for line in axis.lines] for axis in figure.axes})
         close(figure)
 

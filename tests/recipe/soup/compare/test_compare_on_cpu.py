@@ -103,6 +103,13 @@ def test_twins_differ_in_their_own_overrides_only(study_file: Path, tmp_path: Pa
     assert "data.seed=1" in one.overrides
 
 
+def test_only_some_and_the_baseline(tmp_path: Path) -> None:
+    study = Study(**{**STUDY, "runs": {**STUDY["runs"], "other": []}, "seeds": [1]})
+    assert [run.name for run in study.only(["other"]).in_folder(tmp_path)] == ["grpo", "other"]
+    with pytest.raises(SystemExit, match="--only=ppo: is none of the runs grpo, soup, other"):
+        study.only(["ppo"])
+
+
 def test_some_run_with_fewer_seeds(tmp_path: Path) -> None:
     study = Study(**{**STUDY, "seeds": [7, 8, 9], "first_seeds": {"soup": 2}})
     runs = [(run.name, run.seed) for run in study.in_folder(tmp_path)]

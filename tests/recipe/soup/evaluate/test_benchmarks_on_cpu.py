@@ -195,7 +195,7 @@ def test_without_the_hub_it_says_what_to_do(error: Exception, monkeypatch: pytes
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     message = refused("math500")
     assert "HuggingFaceH4/MATH-500" in message
-    assert "give --from FILE" in message
+    assert message.endswith("then python -m examples.data.prepare math500 --from FILE.")
 
 
 def test_a_missing_column_is_named_and_so_are_the_others(tmp_path: Path) -> None:
