@@ -6,13 +6,13 @@ The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 s
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from transformers import AutoTokenizer
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
@@ -23,6 +23,7 @@ from recipe.soup.settings import parse_settings
 from recipe.soup.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parent / "data" / "recorded_batch.jsonl"
+BASE_MODEL = Path(__file__).parents[1] / "examples/countdown/base_model"
 STEP = 5
 LAST_STEP = 14
 COUNTDOWN = (
@@ -147,7 +148,7 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
     trainer.global_steps = STEP
     trainer.actor_rollout_wg = group
     trainer.use_critic = False
-    trainer.tokenizer = SimpleNamespace(eos_token_id=1, pad_token_id=0)
+    trainer.tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     if cls is SoupTrainer:
         rollout = config.actor_rollout_ref.rollout
         trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)

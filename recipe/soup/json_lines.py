@@ -6,5 +6,13 @@ from typing import Any
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines. Only a newline ends one: `str.splitlines` also splits at characters that JSON leaves as they are."""
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+    """All whole lines; the last may still be in the writing, or have been when its writer was killed.
+
+    Only a newline ends a line: `str.splitlines` also splits at characters that JSON leaves as they are.
+    """
+    *lines, last = path.read_text().split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    try:
+        return [*rows, json.loads(last)] if last else rows
+    except json.JSONDecodeError:
+        return rows

@@ -82,14 +82,23 @@ def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
     figure, axes = plt.subplots(3, 3, figsize=(14, 9), constrained_layout=True)
     for axis, (name, curves) in zip(axes.flat, PANELS.items(), strict=True):
         for part, label in curves.items():
-            for column in (column for column in metrics.columns if re.search(part, column)):
+            found = [column for column in metrics.columns if re.search(part, column)]
+            for column in found:
                 values = pd.Series(metrics[column].dropna())
                 values = pd.Series(values[values > 0]) if name.startswith(LOGARITHMIC) else values
                 validates = column.startswith("val") or "/val/" in column
                 if not validates:
                     values = pd.Series(values.rolling(SMOOTH, min_periods=1).mean())
                 if len(values):
-                    axis.plot(values.index, values, marker="o" if validates else None, markersize=4, label=label)
+                    axis.plot(
+                        values.index,
+                        values,
+                        marker="o" if validates else None,
+                        markersize=4,
+                        label=f"{label} {column.split('/')[-3 if 'mean@' in column else -2]}"
+                        if len(found) > 1
+                        else label,
+                    )
         if axis.lines:
             axis.legend(fontsize="small")
         else:

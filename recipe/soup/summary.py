@@ -19,13 +19,12 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:
-    """Mean accuracy of unmixed validation, by the step after which it was measured."""
-    return {
-        step: value
+    """Mean accuracy of unmixed validation, over data sources, by the step after which it was measured."""
+    found = {
+        step: [value for key, value in values.items() if key.startswith("val-core/") and "/mean@" in key]
         for step, values in metrics.items()
-        for key, value in values.items()
-        if key.startswith("val-core/") and "/acc/mean@" in key
     }
+    return {step: sum(values) / len(values) for step, values in found.items() if values}
 
 
 def summary(path: Path) -> str:

@@ -74,10 +74,13 @@ class ValidationStage(PPOTrainer):
         metrics = super()._val_metrics_update(
             data_sources, sample_uids, reward_extra_infos_dict, sample_turns, **kwargs
         )
-        scores = reward_extra_infos_dict.get("acc") or reward_extra_infos_dict["reward"]
+        rewards = reward_extra_infos_dict["reward"]
+        # Where only some data sources' rewards tell `acc`, it is None for the others.
+        told = reward_extra_infos_dict.get("acc") or [None] * len(rewards)
+        scores = [reward if acc is None else acc for acc, reward in zip(told, rewards, strict=True)]
         groups = zip(map(str, data_sources), map(str, sample_uids), strict=True)
         expected = kwargs.get("expected_acc_counts") or {}
-        return metrics | pass_metrics(zip(groups, (float(score or 0) for score in scores), strict=True), expected)
+        return metrics | pass_metrics(zip(groups, map(float, scores), strict=True), expected)
 
     def _maybe_log_val_generations(self, inputs: Any, outputs: Any, scores: Any) -> None:
         if self.settings.mixes:

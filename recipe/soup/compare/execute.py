@@ -18,6 +18,8 @@ from recipe.soup.compare.study import DRIVERS, Run, Study
 from recipe.soup.settings import refuse
 
 POLL_SECONDS = 0.5
+SHOWN = 4
+"""Running runs that the progress bar names."""
 
 
 def command(run: Run, driver: str) -> list[str]:
@@ -53,16 +55,24 @@ def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
     return lambda run: RayRun(partial(start, run, study.driver))
 
 
+def _reason(run: Run, process: Any) -> str:
+    log = run.folder / "log.txt"
+    if not log.exists():  # it never came so far: a node without this folder, or a lost one
+        return str(getattr(process, "error", None) or f"it left nothing in {run.folder}")
+    return f"{' '.join(log.read_text().strip().splitlines()[-1:])} (see {log})"
+
+
 def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) -> list[Run]:
     """Run what is not done yet, several at a time; returns those that failed.
 
     Args:
         out: the study's folder; a study that was killed goes on there.
-        jobs: runs beside each other; on the real path 1 without a Ray cluster (RAY_ADDRESS) that shares them out.
+        jobs: runs beside each other; on the real path 1.
         ray_address: of a cluster that runs the lab's runs, a core each; None: this machine.
     """
-    if jobs > 1 and study.driver == "main_ppo" and "RAY_ADDRESS" not in os.environ:
-        raise refuse("--jobs", jobs, "on the real path each run takes the whole machine; use 1, or set RAY_ADDRESS.")
+    if jobs > 1 and study.driver == "main_ppo":
+        # verl's TransferQueue is one per cluster: two runs would train on each other's samples.
+        raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
     launch = _starter(study, ray_address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no run outlives this process
     waiting = [run for run in study.in_folder(out) if not run.is_done]
@@ -75,19 +85,16 @@ def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) 
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)
                     running.append((run, launch(run)))
-                progress.set_postfix_str(", ".join(f"{run.name} seed {run.seed}" for run, _ in running))
+                progress.set_postfix_str(", ".join(f"{run.name} seed {run.seed}" for run, _ in running[:SHOWN]))
                 time.sleep(POLL_SECONDS)
                 for item in [item for item in running if item[1].poll() is not None]:
                     run, process = item
                     running.remove(item)
-                    if process.wait() == 0:
+                    if process.wait() == 0 and run.metrics.exists():
                         run.mark_done()
                     else:
                         failed.append(run)
-                        tail = (run.folder / "log.txt").read_text().strip().splitlines()[-1:]
-                        progress.write(
-                            f"{run.name} seed {run.seed} failed: {' '.join(tail)} (see {run.folder}/log.txt)"
-                        )
+                        progress.write(f"{run.name} seed {run.seed} failed: {_reason(run, process)}")
                     progress.update()
         finally:
             for _, process in running:

@@ -27,6 +27,7 @@ class RayRun:
     """
 
     def __init__(self, start: Callable[[], subprocess.Popen]) -> None:
+        self.error = ""
         self._task = run_to_end.remote(start, os.getcwd())
 
     def poll(self) -> int | None:
@@ -44,5 +45,6 @@ class RayRun:
     def _status(self) -> int:
         try:
             return ray.get(self._task)
-        except RayError:
+        except RayError as error:
+            self.error = str(error).strip().splitlines()[-1]
             return 1

@@ -80,7 +80,7 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
                     axis.fill_between(
                         table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=colors[name], linewidth=0
                     )
-        if not axis.lines:  # the real path measures no validation entropy, a run without mixing no prefixes
+        if not axis.lines:  # greedy validation has no entropy, a run without mixing no prefixes
             axis.text(0.5, 0.5, "not measured, or always 0", ha="center", color="gray", transform=axis.transAxes)
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel("step")

@@ -57,7 +57,8 @@ def correct_samples(dump: Path) -> Counts:
     """Of one of verl's dumps of validation samples; a sample is correct by its `acc`, or by a score above 0."""
     scores: dict[str, list[bool]] = defaultdict(list)
     for row in read_json_lines(dump):
-        scores[row["input"]].append(row.get("acc", row["score"]) > 0)
+        acc = row.get("acc")  # null where only other data sources' rewards tell it
+        scores[row["input"]].append((row["score"] if acc is None else acc) > 0)
     return {problem: (sum(values), len(values)) for problem, values in sorted(scores.items())}
 
 

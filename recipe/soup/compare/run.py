@@ -8,6 +8,8 @@ from recipe.soup.compare.report import write_report
 from recipe.soup.compare.results import Result, read_result
 from recipe.soup.compare.study import DRIVERS, read_study
 
+CLUSTER = 10**6
+"""Runs handed to a Ray cluster at once: it starts as many as it has cores for."""
 EXAMPLES = """examples:
   soup compare examples/countdown/studies/first.yaml --jobs 2
   soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `soup compare` takes."""
     add = parser.add_argument
     add("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
-    add("--jobs", type=int, default=1, help="runs beside each other (default 1)")
+    add("--jobs", type=int, help="runs beside each other (default 1; with --ray the cluster's cores)")
     add("--ray", metavar="ADDRESS", help="of a Ray cluster that runs the lab's runs (auto: the one here)")
     add("--only", nargs="+", metavar="NAME", help="of the study's runs only these, and the baseline")
     add("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
@@ -45,7 +47,7 @@ def compare(args: argparse.Namespace) -> None:
         if args.only:
             study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
-        failed = execute(study, out, args.jobs, args.ray)
+        failed = execute(study, out, args.jobs or (CLUSTER if args.ray else 1), args.ray)
         for run in study.in_folder(out):
             if run.is_done:
                 results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))

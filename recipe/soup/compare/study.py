@@ -1,6 +1,7 @@
 """A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def read_study(path: Path) -> Study:
             raise refuse("study", path, f"`{key}` is missing; it needs {', '.join(KEYS)}.")
     if unknown := set(content) - {*KEYS, *OPTIONAL}:
         raise refuse("study", path, f"`{unknown.pop()}` is not known; it has {', '.join((*KEYS, *OPTIONAL))}.")
+    _check_types(path, content)
     study = Study(**content)
     if study.driver not in DRIVERS:
         raise refuse("driver", study.driver, f"choose one of {', '.join(DRIVERS)}.")
@@ -128,3 +130,28 @@ def read_study(path: Path) -> Study:
     if study.baseline not in study.runs:
         raise refuse("baseline", study.baseline, f"is none of the runs {', '.join(study.runs)}.")
     return study
+
+
+def _check_types(path: Path, content: dict[str, Any]) -> None:
+    """Raise SystemExit where YAML gave something else than a study has."""
+
+    def strings(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+    def mapping(value: object, of: Callable[[Any], bool]) -> bool:
+        return isinstance(value, dict) and all(isinstance(key, str) and of(item) for key, item in value.items())
+
+    seeds = content["seeds"]
+    whole = isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, int) for seed in seeds)
+    for key, is_right, form in (
+        ("seeds", whole and len(set(seeds)) == len(seeds), "a list of different whole numbers, [0, 1, 2]"),
+        ("common", strings(content["common"]), "a list of overrides, [example=countdown], or []"),
+        ("runs", mapping(content["runs"], strings), "for each name a list of overrides, grpo: [algorithm=grpo]"),
+        (
+            "first_seeds",
+            mapping(content.get("first_seeds", {}), lambda n: isinstance(n, int)),
+            "a number for each name",
+        ),
+    ):
+        if not is_right:
+            raise refuse(key, content.get(key), f"in {path} must be {form}.")

@@ -2,13 +2,31 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, cast
 
+import numpy as np
+
+from recipe.soup.settings import refuse
 from verl_ext.cpu import CPU_ENV
 from verl_ext.cpu.vllm_distribution import CPU_BUILD
 
 Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """The answer to a prompt that fills the model's context: nothing, and cut off."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+
+
+def first_seed(seed: int, number: int) -> int:
+    """Of a problem's samples, whose seeds follow one another: no two runs or problems share a stretch of them."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _is_cpu_build() -> bool:
@@ -26,22 +44,42 @@ class Engine:
         model: folder or hub name.
         tensor_parallel_size: GPUs that share the model.
         max_tokens: of a response.
-        sampling: vLLM's SamplingParams: n, temperature, top_p, seed. Problem i samples with the seeds from
-            `seed + i * n` on, so that a run that was killed goes on with what it would have sampled.
+        sampling: vLLM's SamplingParams: n, temperature, top_p, seed.
+        conversations: all that will be asked, for how long they are.
+
+    Raises:
+        SystemExit: the tokenizer has no chat template; one sentence.
     """
 
-    def __init__(self, model: str, tensor_parallel_size: int, max_tokens: int, sampling: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: str,
+        tensor_parallel_size: int,
+        max_tokens: int,
+        sampling: dict[str, Any],
+        conversations: Sequence[Conversation],
+    ) -> None:
         extra: dict[str, Any] = {}
         if _is_cpu_build():
             for key in (key for key in CPU_ENV if key.startswith("VLLM_")):
                 os.environ.setdefault(key, CPU_ENV[key])
             extra = {"dtype": "float32", "enforce_eager": True}  # as the CPU example trains
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM
 
-        self._llm = LLM(model, tensor_parallel_size=tensor_parallel_size, **extra)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        if not self._tokenizer.chat_template:
+            raise refuse("model", model, "its tokenizer has no chat template, in which problems are asked.")
         self._max_tokens, self._sampling = max_tokens, sampling
-        self._tokenizer: Any = self._llm.get_tokenizer()
+        longest = max(len(self._ids(messages)) for messages in conversations)
+        context = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", longest + max_tokens)
+        # A long context asks for more memory than these samples need.
+        self._room = min(context, longest + max_tokens)
+        self._llm = LLM(model, tensor_parallel_size=tensor_parallel_size, max_model_len=self._room, **extra)
+
+    def _ids(self, messages: Conversation) -> list[int]:
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     def sample(self, conversations: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, list[Any]]]:
         """All answers to each conversation, in the order in which they are done.
@@ -56,13 +94,14 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         engine = self._llm.llm_engine
-        room = engine.vllm_config.model_config.max_model_len
-        first, n = self._sampling["seed"], self._sampling["n"]
         for number, messages in conversations:
-            ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            ids = self._ids(messages)
+            if len(ids) >= self._room:
+                yield number, [NoRoom()] * self._sampling["n"]
+                continue
             params = SamplingParams(
-                **{**self._sampling, "seed": first + number * n},
-                max_tokens=min(self._max_tokens, room - len(ids)),
+                **{**self._sampling, "seed": first_seed(self._sampling["seed"], number)},
+                max_tokens=min(self._max_tokens, self._room - len(ids)),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             engine.add_request(str(number), {"prompt_token_ids": ids}, params)

@@ -8,10 +8,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipe.soup.evaluate.benchmarks import DATASETS, load
-from recipe.soup.evaluate.checkpoint import loadable
-from recipe.soup.evaluate.samples import Row, add_problem, open_samples
+from recipe.soup.evaluate.checkpoint import fingerprint, loadable
+from recipe.soup.evaluate.samples import Row, add_problem, facts, open_samples
 from recipe.soup.evaluate.table import write_table
-from recipe.soup.problems import Problem, load_reward, problems_of, read_problems
+from recipe.soup.problems import Problem, load_reward, problems_of, read_problems, source_of
 from recipe.soup.settings import refuse
 
 EXAMPLES = """examples:
@@ -48,16 +48,31 @@ def read_data(name: str, limit: int) -> tuple[str, list[Problem]]:
     return Path(name).stem, problems if limit < 0 else problems[:limit]
 
 
+def folder_of(model: str) -> Path:
+    """Where an evaluation goes by default: under `runs/eval`, named by what tells the model from others."""
+    parts = [part for part in Path(model).parts if part not in ("/", "..", "~", "runs", "checkpoints")]
+    return Path("runs") / "eval" / "-".join(parts)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Sample, grade, and write the table; what is there already is not sampled again."""
     if args.temperature == 0 and args.samples > 1:
         raise refuse("--samples", args.samples, "at temperature 0 all samples are equal; give --samples 1.")
     reward = load_reward(args.reward)
-    datasets = dict(read_data(name, args.limit) for name in args.data)
-    out = args.out or Path("runs") / "eval" / "-".join(Path(args.model).parts[-2:])
+    datasets: dict[str, list[Problem]] = {}
+    for given in args.data:
+        name, problems = read_data(given, args.limit)
+        if name in datasets:
+            raise refuse("data", given, f"a second dataset called {name}; evaluate it by a command of its own.")
+        datasets[name] = problems
+    model, out = loadable(args.model), args.out or folder_of(args.model)
     sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-    settings = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
-    found = {name: open_samples(out / f"{name}.jsonl", settings, args.samples) for name in datasets}
+    shown = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
+    settings = {**shown, "weights": fingerprint(model), "reward_source": source_of(reward)}
+    found = {
+        name: open_samples(out / f"{name}.jsonl", settings, args.samples, problems)
+        for name, problems in datasets.items()
+    }
     missing = {
         name: [(i, problem) for i, problem in enumerate(problems) if i not in found[name]]
         for name, problems in datasets.items()
@@ -65,7 +80,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if any(missing.values()):
         from recipe.soup.evaluate.engine import Engine  # vLLM takes long to load
 
-        engine = Engine(loadable(args.model), args.gpus, args.max_tokens, sampling)
+        asked = [problem.messages for problems in missing.values() for _, problem in problems]
+        engine = Engine(model, args.gpus, args.max_tokens, sampling, asked)
         for name, problems in missing.items():
             answers = engine.sample([(i, problem.messages) for i, problem in problems])
             known = dict(problems)
@@ -75,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 found[name][i] = rows
         engine.close()
     tables = {name: pd.DataFrame([row for rows in found[name].values() for row in rows]) for name in datasets}
-    for path in write_table(tables, settings, out):
+    for path in write_table(tables, shown, out):
         print(path)
 
 
@@ -83,9 +99,8 @@ def graded(problem: Problem, number: int, output: Any, score: dict[str, Any]) ->
     """One line of the samples; the names are those of verl's dumps where it has one."""
     return {
         "problem": number,
-        "input": problem.messages[-1]["content"],
+        **facts(problem),
         "output": output.text,
-        "gts": str(problem.ground_truth),
         "acc": float(score["score"] > 0),
         **score,
         "tokens": len(output.token_ids),

@@ -2,24 +2,35 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.soup.json_lines import read_json_lines
+from recipe.soup.problems import Problem
 from recipe.soup.settings import refuse
 
 Row = dict[str, Any]
 """A sample: problem, input, output, score, tokens, finish_reason, and what else its reward function told."""
 
 
-def open_samples(path: Path, settings: dict[str, Any], samples: int) -> dict[int, list[Row]]:
+def facts(problem: Problem) -> Row:
+    """What tells a problem from another, under the names of verl's dumps."""
+    return {"input": problem.messages[-1]["content"], "gts": str(problem.ground_truth)}
+
+
+def open_samples(
+    path: Path, settings: dict[str, Any], samples: int, problems: Sequence[Problem]
+) -> dict[int, list[Row]]:
     """Samples by problem that an earlier run with the same settings left; what it left half done is dropped.
 
     Args:
         path: the JSON lines; the settings stand beside them, in a file of the same name with `.settings.json`.
         samples: that every problem gets.
+        problems: of this run; samples of others stay in the file and are not returned.
 
     Raises:
-        SystemExit: the earlier run had other settings.
+        SystemExit: the earlier run had other settings or other problems.
     """
     beside = path.with_suffix(".settings.json")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,15 +41,17 @@ def open_samples(path: Path, settings: dict[str, Any], samples: int) -> dict[int
                 raise refuse(key, value, f"{path} was begun with {earlier.get(key)}; give another --out, or delete it.")
     beside.write_text(json.dumps(settings, indent=1))
     found: dict[int, list[Row]] = defaultdict(list)
-    for line in path.read_text().split("\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the kill came while it was written
+    for row in read_json_lines(path) if path.exists() else []:
         found[row["problem"]].append(row)
     whole = {problem: rows for problem, rows in found.items() if len(rows) == samples}
-    path.write_text("".join(map(_lines, whole.values())))
-    return whole
+    for number, rows in whole.items():
+        if number < len(problems) and not facts(problems[number]).items() <= rows[0].items():
+            raise refuse("data", path, f"problem {number} was another one then; give another --out, or delete it.")
+    if path.exists():
+        kept = path.with_suffix(".part")
+        kept.write_text("".join(map(_lines, whole.values())))
+        kept.replace(path)
+    return {number: rows for number, rows in whole.items() if number < len(problems)}
 
 
 def add_problem(path: Path, rows: list[Row]) -> None:
@@ -48,4 +61,5 @@ def add_problem(path: Path, rows: list[Row]) -> None:
 
 
 def _lines(rows: list[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Rewards may hold NumPy's scalars.
+    return "".join(json.dumps(row, ensure_ascii=False, default=lambda value: value.item()) + "\n" for row in rows)

@@ -33,7 +33,10 @@ def measures(samples: pd.DataFrame) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
         for k in powers_of_two(n)[1:]:
             found[f"maj@{k}"] = np.array(
-                [majority_at_k(group.pred.astype(str).tolist(), (group.acc > 0).tolist(), k, rng) for group in groups]
+                [
+                    majority_at_k(group.pred.fillna("").astype(str).tolist(), (group.acc > 0).tolist(), k, rng)
+                    for group in groups
+                ]
             )
     return found
 

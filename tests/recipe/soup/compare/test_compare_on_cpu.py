@@ -75,6 +75,13 @@ def study_file(tmp_path: Path) -> Path:
         ({"seed": 1}, ["`seed` is not known"]),
         ({"first_seeds": {"ppo": 1}}, ["first_seeds=ppo", "grpo, soup"]),
         ({"runs": {"grpo": [], "lag=64": []}}, ["runs=lag=64", "letters"]),
+        ({"runs": {"grpo": "algorithm=grpo"}}, ["runs=", "a list of overrides"]),
+        ({"runs": {1: []}}, ["runs=", "a list of overrides"]),
+        ({"common": 3}, ["common=3", "a list of overrides"]),
+        ({"seeds": 3}, ["seeds=3", "different whole numbers"]),
+        ({"seeds": [1, 1]}, ["seeds=[1, 1]", "different whole numbers"]),
+        ({"seeds": []}, ["seeds=[]", "different whole numbers"]),
+        ({"first_seeds": [1]}, ["first_seeds=[1]", "a number for each name"]),
     ],
 )
 def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, words: list[str]) -> None:
@@ -156,7 +163,8 @@ def test_on_a_ray_cluster(study_file: Path, tmp_path: Path, monkeypatch: pytest.
     def scripted(run: Run, driver: str) -> Any:
         run.folder.mkdir(parents=True, exist_ok=True)
         name = (run.folder / "log.txt").relative_to(Path.cwd())  # tells where the task runs
-        script = f"import sys; open({str(name)!r}, 'w').write('ran'); sys.exit({run.seed})"
+        script = f"import sys; [open(path, 'w').write('ran') for path in ({str(name)!r}, {str(run.metrics)!r})]"
+        script += f"; sys.exit({run.seed})"
         return subprocess.Popen([sys.executable, "-c", script])
 
     monkeypatch.setattr(execution, "start", scripted)
@@ -169,12 +177,20 @@ def test_on_a_ray_cluster(study_file: Path, tmp_path: Path, monkeypatch: pytest.
     assert all((run.folder / "log.txt").read_text() == "ran" for run in study.in_folder(tmp_path / "out"))
 
 
+def test_a_node_without_the_folder_fails_its_run_only(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is written where the study looks: no log to quote, no metrics."""
+    monkeypatch.setattr(execution, "start", lambda run, driver: subprocess.Popen([sys.executable, "-c", ""]))
+    failed = execute(read_study(study_file), tmp_path / "out", jobs=2)
+    assert len(failed) == 4
+    assert "grpo seed 0 failed: it left nothing in" in capsys.readouterr().out
+
+
 def test_the_real_path_uses_a_cluster_by_itself(tmp_path: Path) -> None:
     study = Study(**{**STUDY, "driver": "main_ppo"})
     with pytest.raises(SystemExit, match="--ray=auto: runs of main_ppo use a cluster themselves; set RAY_ADDRESS"):
         execute(study, tmp_path, jobs=1, ray_address="auto")
-    with pytest.raises(SystemExit, match="--jobs=2: on the real path each run takes the whole machine"):
-        execute(study, tmp_path, jobs=2)
 
 
 def test_a_run_whose_overrides_changed_is_not_done(study_file: Path, tmp_path: Path, driver: Path) -> None:
@@ -186,7 +202,8 @@ def test_a_run_whose_overrides_changed_is_not_done(study_file: Path, tmp_path: P
     assert all(run.is_done for run in changed.in_folder(tmp_path / "out"))
 
 
-def test_the_real_path_runs_one_at_a_time(tmp_path: Path) -> None:
+def test_the_real_path_runs_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # verl's TransferQueue is one per cluster
     with pytest.raises(SystemExit, match="--jobs=2: on the real path"):
         execute(Study(**{**STUDY, "driver": "main_ppo"}), tmp_path, jobs=2)
 

@@ -1,6 +1,7 @@
 """`soup eval` without vLLM: samples on disk, majority votes, checkpoints, the table; and once with it."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import combinations
@@ -18,19 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.countdown.reward import compute_score
 from recipe.soup import cli
 from recipe.soup.evaluate import engine as engine_module
-from recipe.soup.evaluate.checkpoint import loadable
+from recipe.soup.evaluate.checkpoint import fingerprint, loadable
 from recipe.soup.evaluate.majority import majority_at_k
-from recipe.soup.evaluate.samples import add_problem, open_samples
+from recipe.soup.evaluate.run import folder_of
+from recipe.soup.evaluate.samples import add_problem, facts, open_samples
 from recipe.soup.evaluate.table import measures
-from recipe.soup.problems import read_problems
+from recipe.soup.problems import Problem, read_problems
 
 COUNTDOWN = Path(__file__).parents[4] / "examples/countdown"
 VALIDATION = COUNTDOWN / "data/val.parquet"
 REWARD = ["--reward", "pkg://examples.countdown.reward", "--max-tokens", "24"]
-
-
-def sample(problem: int, text: str = "1+2=3") -> dict[str, Any]:
-    return {"problem": problem, "output": text}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
@@ -104,24 +102,71 @@ def test_a_killed_evaluation_goes_on(scripted: Path, tmp_path: Path, monkeypatch
         assert float(cell.split(" ")[0]) == pytest.approx(1 - np.mean(wrong) / everything, abs=1e-3)
     assert cells[7].startswith("0.650")  # maj@4: 0, then 1 of 4 ties with three wrong answers, then unique
     assert cells[8:] == ["5", "75.0%"]
+    ScriptedEngine.asked = []
+    monkeypatch.setattr(engine_module, "Engine", None)
     run(monkeypatch, *argv)  # a third time: everything is there, nothing is loaded
+    run(monkeypatch, *argv[:-6], "--limit", "3", *argv[-4:])
+    assert "| val | 3 | 12 |" in (tmp_path / "out/report.md").read_text()
+    scripted.write_text(scripted.read_text() + "# graded otherwise now\n")
+    with pytest.raises(SystemExit, match=r"reward_source=.* was begun with"):
+        run(monkeypatch, *argv)
     assert (tmp_path / "out/pass_at_k.png").stat().st_size > 1000
 
 
-def test_other_settings_are_refused(tmp_path: Path) -> None:
+def problem(text: str, answer: str = "1") -> Problem:
+    return Problem([{"role": "user", "content": text}], "x", answer, {})
+
+
+def row(number: int, of: Problem, output: str = "") -> dict[str, Any]:
+    return {"problem": number, **facts(of), "output": output}
+
+
+def test_other_settings_and_other_problems_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    open_samples(path, {"temperature": 1.0}, 2)
+    open_samples(path, {"temperature": 1.0}, 2, [])
     with pytest.raises(SystemExit, match=r"temperature=0.5: .* was begun with 1.0; give another --out"):
-        open_samples(path, {"temperature": 0.5}, 2)
+        open_samples(path, {"temperature": 0.5}, 2, [])
+    add_problem(path, [row(0, problem("a"))] * 2)
+    assert list(open_samples(path, {}, 2, [problem("a")])) == [0]
+    for other in (problem("b"), problem("a", "2")):
+        with pytest.raises(SystemExit, match="problem 0 was another one then"):
+            open_samples(path, {}, 2, [other])
 
 
-def test_half_problems_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    add_problem(path, [sample(0, "ä\u2028b"), sample(0)])
-    add_problem(path, [sample(1)])
-    assert open_samples(path, {}, 2) == {0: [sample(0, "ä\u2028b"), sample(0)]}
-    assert len(path.read_text().split("\n")) == 3
-    assert open_samples(path, {}, 2) == {0: [sample(0, "ä\u2028b"), sample(0)]}
+def test_half_problems_are_dropped_and_nothing_else(tmp_path: Path) -> None:
+    path, problems = tmp_path / "x.jsonl", [problem("a"), problem("b")]
+    rows = [row(0, problems[0], "ä\u2028b"), {**row(0, problems[0]), "acc": np.float32(1)}]
+    add_problem(path, rows)
+    add_problem(path, [row(1, problems[1])])
+    with path.open("a") as file:
+        file.write('{"problem": 1, "inp')
+    for _ in range(2):
+        found = open_samples(path, {}, 2, problems)
+        assert found == {0: [rows[0], {**rows[1], "acc": 1.0}]}
+        assert len(path.read_text().split("\n")) == 3
+    assert open_samples(path, {}, 2, []) == {}  # --limit 0 would lose nothing
+    assert list(open_samples(path, {}, 2, problems)) == [0]
+
+
+def test_samples_of_neighbouring_seeds_have_nothing_in_common() -> None:
+    n = 1024
+    firsts = sorted(engine_module.first_seed(seed, number) for seed in range(3) for number in range(300))
+    assert min(np.diff(firsts)) > n
+
+
+def test_two_datasets_of_one_name(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "val.parquet"
+    copy.write_bytes(VALIDATION.read_bytes())
+    with pytest.raises(SystemExit, match="a second dataset called val"):
+        run(monkeypatch, str(COUNTDOWN / "base_model"), str(VALIDATION), str(copy), "--reward", str(scripted))
+
+
+def test_twins_have_folders_of_their_own() -> None:
+    assert folder_of("runs/countdown/soup/checkpoints/global_step_80") == Path(
+        "runs/eval/countdown-soup-global_step_80"
+    )
+    assert folder_of("/model") == Path("runs/eval/model")
+    assert folder_of("Qwen/Qwen3-1.7B") == Path("runs/eval/Qwen-Qwen3-1.7B")
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=6), st.data())
@@ -139,14 +184,20 @@ def test_majority_against_all_choices(answers: list[str], data: Any) -> None:
 
 
 def test_measures_by_hand() -> None:
+    # A reward without an answer gives None, which has no vote.
     frame = pd.DataFrame(
-        {"problem": [0, 0, 1, 1], "acc": [1.0, 0.0, 0.0, 0.0], "pred": ["7", "8", "", "3"], "tokens": 1}
+        {
+            "problem": [0, 0, 1, 1, 2, 2],
+            "acc": [1.0, 0, 0, 0, 1, 1],
+            "pred": ["7", "8", "", "3", None, None],
+            "tokens": 1,
+        }
     )
     found = measures(frame)
     assert {name: values.tolist() for name, values in found.items()} == {
-        "pass@1": [0.5, 0.0],
-        "pass@2": [1.0, 0.0],
-        "maj@2": [0.5, 0.0],
+        "pass@1": [0.5, 0.0, 1.0],
+        "pass@2": [1.0, 0.0, 1.0],
+        "maj@2": [0.5, 0.0, 0.0],
     }
 
 
@@ -160,12 +211,35 @@ def test_which_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit, match="holds neither"):
         loadable(str(actor.parent))
     (actor / "model_world_size_1_rank_0.pt").touch()
-    commands: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
-    assert loadable(str(actor.parent)) == str(actor / "merged")
-    assert commands[0][-4:] == ["--local_dir", str(actor), "--target_dir", str(actor / "merged")]
+
+    def merge(command: list[str], check: bool) -> None:
+        assert command[-4:] == ["--local_dir", str(actor), "--target_dir", str(actor / "merged.part")]
+        (actor / "merged.part").mkdir()
+        (actor / "merged.part/model.safetensors").touch()
+        if interrupted:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", merge)
+    interrupted = True
+    with pytest.raises(SystemExit, match="could not merge"):
+        loadable(str(actor.parent))
+    interrupted = False
+    assert loadable(str(actor.parent)) == str(actor / "merged")  # what the first attempt left is not loaded
+    monkeypatch.setattr(subprocess, "run", None)
+    assert loadable(str(actor)) == str(actor / "merged")
+    before = fingerprint(str(actor.parent))
     (actor / "huggingface/model.safetensors").touch()
-    assert loadable(str(actor.parent)) == loadable(str(actor)) == str(actor / "huggingface")
+    assert loadable(str(actor.parent)) == str(actor / "huggingface")
+    assert fingerprint(str(actor.parent)) != before
+    # Another run wrote its shards here; what belongs to the first run is no longer loaded.
+    os.utime(actor / "model_world_size_1_rank_0.pt", (2e9, 2e9))
+    monkeypatch.setattr(subprocess, "run", merge)
+    os.utime(actor / "merged/model.safetensors", (1e9, 1e9))
+    assert loadable(str(actor.parent)) == str(actor / "merged")
+    assert (actor / "merged/model.safetensors").stat().st_mtime > 1e9 + 1  # merged anew
+    (actor / "lora_train_meta.json").touch()
+    with pytest.raises(SystemExit, match="LoRA adapter"):
+        loadable(str(actor.parent))
 
 
 @pytest.mark.real_run

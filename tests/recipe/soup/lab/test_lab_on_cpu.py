@@ -208,5 +208,9 @@ def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_envi
     assert [line["step"] for line in lines] == list(range(7))
     for line in (lines[0], lines[-1]):
         metrics = line["data"]
-        assert metrics["soup/val/pass@1"] == pytest.approx(metrics["val-core/countdown/acc/mean@16"])
-        assert metrics["soup/val/pass@1"] <= metrics["soup/val/pass@4"] <= metrics["soup/val/pass@16"]
+        assert metrics["soup/val/countdown/pass@1"] == pytest.approx(metrics["val-core/countdown/acc/mean@16"])
+        assert (
+            metrics["soup/val/countdown/pass@1"]
+            <= metrics["soup/val/countdown/pass@4"]
+            <= metrics["soup/val/countdown/pass@16"]
+        )
