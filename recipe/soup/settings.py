@@ -71,7 +71,7 @@ class SnapshotSettings:
     """`lagged`: the youngest snapshot that is at least `lag` updates old; `pool`: one of those kept, drawn for each
     step; `base`: version 0; `best`: the best validation so far; anything else: a checkpoint's path or a model's
     name."""
-    every: int = 16
+    every: int = 4
     """Updates from one snapshot to the next."""
     keep: int | None = None
     """At most so many; null: as many as `lag` needs."""
@@ -96,7 +96,7 @@ class SoupSettings:
 
     source: str = "lookahead"
     """Where prefixes come from."""
-    lag: int = 64
+    lag: int = 16
     """Age of the historical policy in updates, at least 0. A lag longer than the run is only a longer warm start."""
     lag_distribution: str = "fixed"
     """`fixed`: always `lag`; `uniform`: drawn from 1 to `lag`; `geometric`: the same, with a probability that halves

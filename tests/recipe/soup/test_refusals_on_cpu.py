@@ -70,7 +70,7 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.on_eos=drop", ["algorithm.soup.on_eos=drop", "keep, cut"]),
         ("algorithm.soup.source=memory", ["algorithm.soup.source=memory", "lookahead, snapshot, replay"]),
         ("algorithm.soup.snapshot.every=0", ["algorithm.soup.snapshot.every=0"]),
-        ("algorithm.soup.snapshot.keep=1", ["algorithm.soup.snapshot.keep=1", "lag=8", "every=16", "2"]),
+        ("algorithm.soup.snapshot.keep=1", ["algorithm.soup.snapshot.keep=1", "lag=8", "every=4", "3"]),
         ("algorithm.soup.snapshot.eviction=lru", ["snapshot.eviction=lru", "log_spaced"]),
         ("algorithm.soup.snapshot.storage=tape", ["snapshot.storage=tape", "memory, disk"]),
         ("algorithm.soup.snapshot.placement=cloud", ["snapshot.placement=cloud", "standalone"]),
@@ -200,7 +200,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("soup.source=replay length.distribution=whole", "soup.samples_per_prefix=2", "are equal; use 1"),
         # Snapshots, for the largest lag of the run.
         (
-            "soup.source=snapshot soup.snapshot.every=4 soup.lag=1 schedules.lag.shape=linear schedules.lag.end=9",
+            "soup.source=snapshot soup.lag=1 schedules.lag.shape=linear schedules.lag.end=9",
             "snapshot.keep=2",
             "keep 3 or more",
         ),
@@ -299,13 +299,7 @@ def test_no_clip_is_spelled_inf_on_the_command_line(composed: Compose) -> None:
 
 
 def test_the_largest_lag_of_a_schedule_decides_how_many_snapshots_are_kept(example: Compose) -> None:
-    overrides = [
-        "soup.source=snapshot",
-        "soup.lag=2",
-        "soup.snapshot.every=4",
-        "schedules.lag.shape=linear",
-        "schedules.lag.end=17",
-    ]
+    overrides = ["soup.source=snapshot", "soup.lag=2", "schedules.lag.shape=linear", "schedules.lag.end=17"]
     config = example(*map(spelled_out, overrides))
     assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 5  # 16 updates behind the newest, every 4
 
@@ -399,8 +393,8 @@ def test_weights_without_safetensors_are_refused(composed: Compose, tmp_path: Pa
 
 
 def test_as_many_snapshots_are_kept_as_the_lag_needs(composed: Compose) -> None:
-    config = composed(*BASE, "algorithm.soup.source=snapshot", "algorithm.soup.lag=33")
-    assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 3  # 32 updates behind the newest, every 16
+    config = composed(*BASE, "algorithm.soup.source=snapshot", "algorithm.soup.lag=9")
+    assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 3  # 8 updates behind the newest, every 4
 
 
 def test_prefix_bounds_do_not_matter_without_mixing(composed: Compose) -> None:
