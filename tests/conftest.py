@@ -9,12 +9,17 @@ from pathlib import Path
 # Before anything imports verl, which fixes its platform then. Processes that the tests start decide for themselves.
 os.environ["VERL_PLATFORM"] = "cpu"
 
+import hypothesis
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A machine that is busy with something else must not fail a test.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

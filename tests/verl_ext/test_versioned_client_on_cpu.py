@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from verl.workers.rollout import llm_server
 from verl.workers.rollout.replica import TokenOutput
@@ -135,7 +135,6 @@ def test_calls_in_different_tasks_do_not_mix_their_runs() -> None:
         assert output.extra_fields[RUNS_KEY] == [(prompt, 1), (prompt + 1, 2), (prompt + 2, 3)]
 
 
-@settings(deadline=None)
 @given(
     responses=st.lists(
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=4), min_size=1, max_size=4

@@ -15,7 +15,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipe.soup.evaluate.boxed import last_box
-from recipe.soup.json_lines import read_json_lines
 
 Row = dict[str, Any]
 
@@ -265,7 +264,9 @@ def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
         elif source.suffix in (".json", ".jsonl"):
             # The hub's client writes lines into files called .json, too.
             is_list = source.read_text()[:100].lstrip().startswith("[")
-            rows = json.loads(source.read_text()) if is_list else read_json_lines(source)
+            # Unlike a run's log, a dataset must be whole.
+            text = source.read_text()
+            rows = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             raise SystemExit(f"{name}: {source}: give a .parquet, .json, .jsonl or .csv file, or a folder of parquet.")
     except (OSError, ValueError) as error:
