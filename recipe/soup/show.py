@@ -28,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also those without a historical prefix")
 
 
-def coloured(sample: dict[str, Any]) -> Text:
-    """One sample: step, reward, versions, prompt and response, in which history stands out."""
+def coloured(sample: dict[str, Any], brackets: bool) -> Text:
+    """One sample: step, reward, versions, prompt and response, in which history stands out.
+
+    Args:
+        brackets: keep those around history, where there are no colours.
+    """
     versions = sorted(set(sample["policy_versions"]))
     reward = sample["score"]
     text = Text().append(f"step {sample['step']}  ", style="dim")
@@ -37,7 +41,8 @@ def coloured(sample: dict[str, Any]) -> Text:
     text.append(f"  versions {', '.join(map(str, versions))}\n", style="dim")
     text.append(sample["input"], style="cyan")
     for i, piece in enumerate(STRETCHES.split(sample["marked"])):
-        text.append(piece, style=HISTORY if i % 2 else "")
+        old = i % 2 == 1
+        text.append(f"{OPEN}{piece}{CLOSE}" if old and brackets else piece, style=HISTORY if old else "")
     return text.append("\n")
 
 
@@ -50,14 +55,17 @@ def show(args: argparse.Namespace) -> None:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"
         raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")
     console = Console(highlight=False)
-    console.print(Text().append("history", style=HISTORY).append(" the present\n"))
+    brackets = console.color_system is None  # a pipe, or a terminal without colours
+    console.print(
+        Text().append(f"{OPEN}history{CLOSE}" if brackets else "history", style=HISTORY).append(" the present\n")
+    )
     left = args.count
     for path in reversed(dumps):
         for sample in read_json_lines(path):
             if "marked" not in sample:
                 raise refuse("run", path, "was written by another trainer than ours, and does not tell its prefixes.")
             if left and (args.all or sample["prefix_length"]):
-                console.print(coloured(sample))
+                console.print(coloured(sample, brackets))
                 left -= 1
         if not left:
             break

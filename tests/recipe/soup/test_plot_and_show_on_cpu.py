@@ -68,7 +68,9 @@ def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch)
 def test_history_is_coloured_and_the_newest_comes_first(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    for key, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     soup(monkeypatch, "show", run)
     out = capsys.readouterr().out
     assert out.index("step 10") < out.index("step 2 ")
@@ -82,6 +84,16 @@ def test_history_is_coloured_and_the_newest_comes_first(
     assert "step 10" not in out
     soup(monkeypatch, "show", run, "--count", "1")
     assert "step 2 " not in capsys.readouterr().out
+
+
+def test_brackets_where_there_are_no_colours(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Into a pipe, as pytest's capture is one."""
+    for key in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(key, raising=False)
+    soup(monkeypatch, "show", run)
+    assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
