@@ -7,6 +7,11 @@ PASS_AT = (1, 4, 8, 16)
 """The k that metrics and tables show."""
 
 
+def powers_of_two(largest: int) -> list[int]:
+    """1, 2, 4, ... up to `largest`: the k of a curve."""
+    return [2**i for i in range(largest.bit_length())]
+
+
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Probability that at least one of k samples, drawn without replacement from those taken, is correct.
 

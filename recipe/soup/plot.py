@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from recipe.soup.json_lines import read_json_lines
 from recipe.soup.settings import refuse
+from recipe.soup.summary import read_metrics
 
 EXAMPLES = """examples:
   soup plot runs/countdown/soup.jsonl
@@ -43,6 +43,7 @@ PANELS: dict[str, dict[str, str]] = {
     "prefix tokens, share of all trained": {"soup/train/prefix/share": "share"},
 }
 """By title: the curves, by a regular expression for the metric's name."""
+OUTER = "^val-core/|^soup/val/|/[^/]*/mean@.*$|/pass@.*$"
 LOGARITHMIC = ("ratio",)
 
 
@@ -64,16 +65,11 @@ def metrics_file(run: Path) -> Path:
     raise refuse("run", run, "no metrics there; a run writes them with trainer.logger=[console,file].")
 
 
-def read_curves(path: Path) -> pd.DataFrame:
-    """Metrics by step; a restarted run's later entry for a step counts."""
-    return pd.DataFrame({entry["step"]: entry["data"] for entry in read_json_lines(path)}).T.sort_index()
-
-
 def plot(args: argparse.Namespace) -> None:
     """Draw a run: accuracy, pass@k, entropy of unmixed validation; ratios, clipping, lag, prefixes in training."""
     path = metrics_file(args.run)
     out = args.out or path.with_suffix(".png")
-    draw(read_curves(path), path.stem, out)
+    draw(pd.DataFrame(read_metrics(path)).T.sort_index(), path.stem, out)
     print(out)
 
 
@@ -90,15 +86,9 @@ def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
                 if not validates:
                     values = pd.Series(values.rolling(SMOOTH, min_periods=1).mean())
                 if len(values):
-                    axis.plot(
-                        values.index,
-                        values,
-                        marker="o" if validates else None,
-                        markersize=4,
-                        label=f"{label} {column.split('/')[-3 if 'mean@' in column else -2]}"
-                        if len(found) > 1
-                        else label,
-                    )
+                    # Only validation metrics come once for each data source, which their names have in the middle.
+                    shown = f"{label} ({re.sub(OUTER, '', column)})" if len(found) > 1 else label
+                    axis.plot(values.index, values, marker="o" if validates else None, markersize=4, label=shown)
         if axis.lines:
             axis.legend(fontsize="small")
         else:

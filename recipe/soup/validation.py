@@ -12,6 +12,7 @@ from recipe.soup.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.rows import fetch
 from recipe.soup.settings import SoupSettings
 from recipe.soup.sources.base import PrefixSource
+from recipe.soup.summary import validation_accuracy
 
 Group = tuple[str, str]
 """A prompt's data source and uid."""
@@ -49,9 +50,8 @@ class ValidationStage(PPOTrainer):
     def _validate(self) -> dict[str, float]:
         self._surprise = (0.0, 0)
         metrics = super()._validate()
-        scores = [value for key, value in metrics.items() if key.startswith("val-core/") and "/mean@" in key]
-        if scores:
-            self.source.validated(self.global_steps, sum(scores) / len(scores))
+        for step, accuracy in validation_accuracy({self.global_steps: metrics}).items():
+            self.source.validated(step, accuracy)
         nats, tokens = self._surprise
         if tokens:
             metrics["soup/val/entropy"] = nats / tokens

@@ -67,7 +67,8 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
     for axis, (title, curve) in zip(axes.flat, CURVES.items(), strict=True):
         for name, runs in results.items():
             for style, series in zip(STYLES, zip(*map(curve, runs), strict=True), strict=False):
-                table = pd.concat(series, axis=1).dropna(how="all")
+                # Sorted, since seeds may begin to clip at different steps.
+                table = pd.concat(series, axis=1).dropna(how="all").sort_index()
                 if not table.empty:
                     marker, label = ("o" if "validation" in title else None), (name if style == STYLES[0] else None)
                     look: dict[str, Any] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from recipe.soup.json_lines import read_json_lines
-from recipe.soup.pass_at_k import PASS_AT, pass_at_k
+from recipe.soup.pass_at_k import PASS_AT, pass_at_k, powers_of_two
 from recipe.soup.summary import read_metrics, validation_accuracy
 
 LAST = 20
@@ -89,8 +89,7 @@ def per_problem(counts: Counts, k: int, problems: Iterable[str] | None = None) -
 
 def pass_curve(counts: Counts) -> dict[int, float]:
     """Unbiased pass@k over problems, for k = 1, 2, 4, ... up to their samples."""
-    ks = [2**i for i in range(tries(counts).bit_length())]
-    return {k: float(per_problem(counts, k).mean()) for k in ks}
+    return {k: float(per_problem(counts, k).mean()) for k in powers_of_two(tries(counts))}
 
 
 def generated_tokens(result: Result) -> pd.Series:

@@ -8,8 +8,6 @@ from recipe.soup.compare.report import write_report
 from recipe.soup.compare.results import Result, read_result
 from recipe.soup.compare.study import DRIVERS, read_study
 
-CLUSTER = 10**6
-"""Runs handed to a Ray cluster at once: it starts as many as it has cores for."""
 EXAMPLES = """examples:
   soup compare examples/countdown/studies/first.yaml --jobs 2
   soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
@@ -47,7 +45,8 @@ def compare(args: argparse.Namespace) -> None:
         if args.only:
             study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
-        failed = execute(study, out, args.jobs or (CLUSTER if args.ray else 1), args.ray)
+        # A cluster gets all of them at once, and starts as many as it has cores for.
+        failed = execute(study, out, args.jobs or (len(study.in_folder(out)) if args.ray else 1), args.ray)
         for run in study.in_folder(out):
             if run.is_done:
                 results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))

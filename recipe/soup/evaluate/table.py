@@ -14,12 +14,7 @@ import pandas as pd
 from recipe.soup.compare.intervals import mean_interval
 from recipe.soup.compare.report import as_interval, as_markdown
 from recipe.soup.evaluate.majority import majority_at_k
-from recipe.soup.pass_at_k import pass_at_k
-
-
-def powers_of_two(largest: int) -> list[int]:
-    """1, 2, 4, ... up to `largest`."""
-    return [2**i for i in range(largest.bit_length())]
+from recipe.soup.pass_at_k import pass_at_k, powers_of_two
 
 
 def measures(samples: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -72,8 +67,12 @@ def write_table(tables: dict[str, pd.DataFrame], settings: dict[str, Any], out: 
     for color, (name, values) in enumerate(found.items()):
         for kind, style in (("pass@", "-"), ("maj@", ":")):
             curve = {int(key.removeprefix(kind)): value.mean() for key, value in values.items() if key.startswith(kind)}
-            axis.plot(list(curve), list(curve.values()), style, label=f"{name} {kind}k", color=f"C{color}", marker=".")
+            if curve:  # not every reward tells answers to vote on
+                label = f"{name} {kind}k"
+                axis.plot(list(curve), list(curve.values()), style, label=label, color=f"C{color}", marker=".")
     axis.set_xscale("log", base=2)
+    ks = powers_of_two(max(len(group) for samples in tables.values() for _, group in samples.groupby("problem")))
+    axis.set_xticks(ks, [str(k) for k in ks])
     axis.set_xlabel("k")
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)

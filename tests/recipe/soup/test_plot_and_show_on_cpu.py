@@ -65,6 +65,23 @@ def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch)
     assert drawn["lag, updates"] == ["mean"]
 
 
+def test_data_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {f"val-core/{name}/acc/mean@4": 0.5 for name in ("math500", "openai/gsm8k")}
+    sources |= {f"soup/val/{name}/pass@4": 0.7 for name in ("math500", "openai/gsm8k")}
+    (tmp_path / "one.jsonl").write_text(json.dumps({"step": 0, "data": sources}) + "\n")
+    labels: list[str] = []
+    close = plt.close
+
+    def keep(figure: Figure) -> None:
+        labels.extend(str(line.get_label()) for axis in figure.axes for line in axis.lines)
+        close(figure)
+
+    monkeypatch.setattr(plot.plt, "close", keep)
+    soup(monkeypatch, "plot", tmp_path / "one.jsonl")
+    expected = ["mean (math500)", "mean (openai/gsm8k)", "pass@4 (math500)", "pass@4 (openai/gsm8k)"]
+    assert labels == expected
+
+
 def test_history_is_coloured_and_the_newest_comes_first(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -13,10 +13,12 @@ import yaml
 
 from recipe.soup.cli import main
 from recipe.soup.compare import execute as execution
+from recipe.soup.compare import plots
 from recipe.soup.compare.execute import execute
 from recipe.soup.compare.intervals import mean_interval, paired_interval
+from recipe.soup.compare.plots import curves
 from recipe.soup.compare.report import write_report
-from recipe.soup.compare.results import correct_samples, figures, pass_curve, read_result
+from recipe.soup.compare.results import Result, correct_samples, figures, pass_curve, read_result
 from recipe.soup.compare.study import Run, Study, read_study
 
 PROBLEMS, TRIES = 6, 8
@@ -312,3 +314,21 @@ def test_a_study_without_its_baseline_says_so(
 
 def test_study_is_plain_data() -> None:
     assert Study(**STUDY).runs["soup"] == ["algorithm=soup"]
+
+
+def test_curves_go_forward_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that begin to clip at different steps."""
+    runs = [Result("soup", seed, {}, {}, {}) for seed in (0, 1)]
+    for run, first in zip(runs, (5, 2), strict=True):
+        run.metrics.update({step: {"soup/loss/prefix/clip_fraction/low": float(step >= first)} for step in range(1, 9)})
+    drawn: list[list[float]] = []
+    close = plots.plt.close
+
+    def keep(figure: Any) -> None:
+        drawn.extend(list(line.get_xdata()) for axis in figure.axes for line in axis.lines)
+        close(figure)
+
+    monkeypatch.setattr(plots.plt, "close", keep)
+    curves({"soup": runs}, tmp_path / "curves.png")
+    assert [2, 3, 4, 5, 6, 7, 8] in drawn
+    assert all(steps == sorted(steps) for steps in drawn)
