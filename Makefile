@@ -11,7 +11,6 @@ LOCKS := requirements-cpu.txt requirements-dev.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
-OUT := runs/countdown
 
 .PHONY: help install demo demo-grpo compare test check unit real clean
 
@@ -30,14 +29,10 @@ $(VENV)/.installed: $(LOCKS) setup.py
 	@touch $@
 
 demo: install ## SOUP on the countdown example, on this machine's CPU
-	$(RUN) algorithm=soup
-	@$(BIN)/python -m recipe.soup.summary $(OUT)/soup.jsonl
-	@$(BIN)/soup plot $(OUT)/soup.jsonl
+	$(RUN) algorithm=soup $(ARGS)
 
 demo-grpo: install ## the twin: GRPO, with every other setting equal
-	$(RUN) algorithm=grpo
-	@$(BIN)/python -m recipe.soup.summary $(OUT)/grpo.jsonl
-	@$(BIN)/soup plot $(OUT)/grpo.jsonl
+	$(RUN) algorithm=grpo $(ARGS)
 
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
 	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2

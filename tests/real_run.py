@@ -25,6 +25,7 @@ COMMON = (
     "trainer.save_freq=1",
     "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     "trainer.rollout_data_dir=samples",
+    "hydra.callbacks.console.log=log.txt",
     "trainer.default_local_dir=checkpoints",
 )
 
@@ -33,7 +34,8 @@ class RealRun:
     """One run in a folder of its own.
 
     Args:
-        folder: the run's working directory; gets `log.txt`, `samples/`, `checkpoints/` and `runs/`.
+        folder: the run's working directory; gets `log.txt` (of verl), `terminal.txt` (what a user sees), `samples/`,
+            `checkpoints/` and `runs/`.
         environ: the environment of the process.
         overrides: on top of `COMMON`.
     """
@@ -42,12 +44,18 @@ class RealRun:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *COMMON, *overrides]
-        self._log = (folder / "log.txt").open("w")
-        self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=self._log, stderr=subprocess.STDOUT)
+        self._out = (folder / "terminal.txt").open("w")
+        self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=self._out, stderr=subprocess.STDOUT)
+
+    @property
+    def terminal(self) -> str:
+        return (self.folder / "terminal.txt").read_text()
 
     @property
     def log(self) -> str:
-        return (self.folder / "log.txt").read_text()
+        """What verl's log holds, and after it what the user saw."""
+        log = self.folder / "log.txt"
+        return (log.read_text() if log.exists() else "") + self.terminal
 
     @property
     def samples(self) -> Path:
@@ -86,7 +94,7 @@ class RealRun:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        self._log.close()
+        self._out.close()
 
     def copy_checkpoints(self, folder: Path, up_to: int) -> None:
         """Into another run's folder, as if this run had been killed after step `up_to`."""

@@ -17,6 +17,8 @@ from verl_ext import __version__
 INTERVAL_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 GRACE_SECONDS = 20.0
+ENDED = "The run was ended."
+"""Stands in the sentence that says why a run cannot go on, so that whoever hides the log can find it."""
 
 
 def _loaded_version(_: Any) -> str | None:
@@ -133,7 +135,7 @@ class RolloutWatchdog:
             if dead:
                 self.reason = (
                     f"The {name} died; its own error stands further up in the log (search for EngineCore, Worker or "
-                    "Traceback). The run was ended."
+                    f"Traceback). {ENDED}"
                 )
                 print(self.reason, file=sys.stderr, flush=True)
                 return True

@@ -1,11 +1,21 @@
-"""Hydra callback of `algorithm=soup`: the last moment before verl's main function, hence before Ray and any model."""
+"""Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
 
+import os
+from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.callbacks import require_supported_verl
+
+FOLDERS = {
+    "samples": "trainer.rollout_data_dir",
+    "validation samples": "trainer.validation_data_dir",
+    "checkpoints": "trainer.default_local_dir",
+}
+"""What a run leaves behind, and the key of where."""
 
 
 class RefuseWrongConfig(Callback):
@@ -16,3 +26,29 @@ class RefuseWrongConfig(Callback):
         from recipe.soup.refusals import check_config
 
         check_config(config)
+
+
+def metrics_file(config: DictConfig) -> Path:
+    """Where verl's file logger writes a run's metrics."""
+    told = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    environ = {**os.environ, **told}
+    if path := environ.get("VERL_FILE_LOGGER_PATH"):
+        return Path(path)
+    root = Path(environ.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser()
+    return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
+
+
+class ShowResult(Callback):
+    """At a run's end: before and after, one picture, and where everything is."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        path = metrics_file(config)
+        # On a cluster the trainer may have written them on another node.
+        if job_return.status is not JobStatus.COMPLETED or "file" not in config.trainer.logger or not path.exists():
+            return
+        from recipe.soup.plot import draw_run
+        from recipe.soup.summary import summary
+
+        places = {what: OmegaConf.select(config, key) for what, key in FOLDERS.items()}
+        places = {what: place for what, place in places.items() if place and Path(place).exists()}
+        print(summary(path, {**places, "picture": str(draw_run(path))}))

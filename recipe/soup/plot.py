@@ -67,10 +67,14 @@ def metrics_file(run: Path) -> Path:
 
 def plot(args: argparse.Namespace) -> None:
     """Draw a run: accuracy, pass@k, entropy of unmixed validation; ratios, clipping, lag, prefixes in training."""
-    path = metrics_file(args.run)
-    out = args.out or path.with_suffix(".png")
+    print(draw_run(metrics_file(args.run), args.out))
+
+
+def draw_run(path: Path, out: Path | None = None) -> Path:
+    """Draw the run whose metrics are at `path`; returns the picture, which is beside them if `out` is None."""
+    out = out or path.with_suffix(".png")
     draw(pd.DataFrame(read_metrics(path)).T.sort_index(), path.stem, out)
-    print(out)
+    return out
 
 
 def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:

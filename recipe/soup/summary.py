@@ -1,16 +1,21 @@
-"""Prints what a run did, from the metrics that verl's file logger wrote.
+"""What a run did, from the metrics that verl's file logger wrote: printed at its end, or at any time.
 
 Example:
     python -m recipe.soup.summary runs/countdown/soup.jsonl
 """
 
 import argparse
+import re
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from recipe.soup.json_lines import read_json_lines
 
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
+VALIDATION = {"^val-core/.*/mean@": "accuracy", r"^soup/val/.*pass@(\d+)$": "pass@{}", "^soup/val/entropy$": "entropy"}
+"""Rows of the table, by the metrics whose mean over data sources they are; all from unmixed validation."""
+TRAINING = {"critic/score/mean": "reward", "soup/train/groups_with_signal": "groups with signal"}
+QUARTER = 4
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
@@ -24,18 +29,49 @@ def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float
         step: [value for key, value in values.items() if key.startswith("val-core/") and "/mean@" in key]
         for step, values in metrics.items()
     }
-    return {step: sum(values) / len(values) for step, values in found.items() if values}
+    return {step: mean(values) for step, values in found.items() if values}
 
 
-def summary(path: Path) -> str:
-    """A few lines about one run: accuracy, where a step's time goes, ratios, and where everything is."""
+def _validation_rows(values: dict[str, float]) -> dict[str, float]:
+    """The table's rows for one validation, means over data sources."""
+    found: dict[str, list[float]] = {}
+    for pattern, name in VALIDATION.items():
+        for key, value in values.items():
+            if match := re.search(pattern, key):
+                found.setdefault(name.format(*match.groups()), []).append(value)
+    return {name: mean(numbers) for name, numbers in found.items()}
+
+
+def _table(metrics: dict[int, dict[str, float]]) -> list[str]:
+    """Before and after: the first and the last validation, the first and the last quarter of training."""
+    lines = []
+    validated = sorted(step for step, values in metrics.items() if _validation_rows(values))
+    if validated:
+        first, last = validated[0], validated[-1]
+        lines.append(f"  {'validation, never mixed':<26}{f'step {first}':>12}{f'step {last}':>12}")
+        before, after = _validation_rows(metrics[first]), _validation_rows(metrics[last])
+        lines += [f"    {name:<24}{before[name]:>12.3f}{after[name]:>12.3f}" for name in before if name in after]
+    trained = [values for step, values in sorted(metrics.items()) if "timing_s/step" in values]
+    size = len(trained) // QUARTER
+    if size:
+        lines.append(f"  {'training, as it was mixed':<26}{'first 1/4':>12}{'last 1/4':>12}")
+        for key, name in TRAINING.items():
+            ends = [[values[key] for values in part if key in values] for part in (trained[:size], trained[-size:])]
+            if all(ends):
+                lines.append(f"    {name:<24}{mean(ends[0]):>12.3f}{mean(ends[1]):>12.3f}")
+    return lines
+
+
+def summary(path: Path, places: dict[str, str]) -> str:
+    """A few lines about one run: before and after, where a step's time goes, ratios, and where everything is.
+
+    Args:
+        path: of the metrics.
+        places: where other things are, by what they are.
+    """
     metrics = read_metrics(path)
     steps = [values for step, values in sorted(metrics.items()) if "timing_s/step" in values]
-    lines = [f"{path}: {len(steps)} steps"]
-    accuracy = validation_accuracy(metrics)
-    if accuracy:
-        curve = ", ".join(f"{value:.3f} after step {step}" for step, value in sorted(accuracy.items()))
-        lines.append(f"  validation accuracy (unmixed): {curve}")
+    lines = [f"{path}: {len(steps)} steps", *_table(metrics)]
     if steps:
         phases = [(phase, [s[f"timing_s/{phase}"] for s in steps if f"timing_s/{phase}" in s]) for phase in PHASES]
         times = ", ".join(f"{phase} {median(values):.2f}" for phase, values in phases if values)
@@ -43,22 +79,20 @@ def summary(path: Path) -> str:
         mixed = [s for s in steps if s.get("soup/train/prefix/tokens")]
         if mixed:
             shares = median(s["soup/train/prefix/share"] for s in mixed)
-            largest = max(s["soup/train/prefix/ratio_at_start/max"] for s in mixed)
-            mismatch = max(s["soup/train/continuation/engine_mismatch/max"] for s in mixed)
-            lines.append(
-                f"  historical share of the trained tokens (median): {shares:.0%}; largest ratio {largest:.2f}"
-            )
-            lines.append(f"  largest mismatch between rollout engine and trainer: {mismatch:.1e} nats")
-    folder = path.with_suffix("")
-    lines.append(f"  samples in {folder / 'samples'}, checkpoints in {folder / 'checkpoints'}, metrics in {path}")
-    return "\n".join(lines)
+            lines.append(f"  historical share of the trained tokens (median): {shares:.0%}")
+            if "soup/train/prefix/ratio_at_start/max" in mixed[-1]:  # not with verl's bypass_mode
+                largest = max(s["soup/train/prefix/ratio_at_start/max"] for s in mixed)
+                mismatch = max(s["soup/train/continuation/engine_mismatch/max"] for s in mixed)
+                lines.append(f"  largest ratio {largest:.2f}; rollout engine and trainer differ by {mismatch:.1e} nats")
+    return "\n".join([*lines, *(f"  {what} in {place}" for what, place in places.items())])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics", type=Path, nargs="+", help="<project>/<experiment>.jsonl of verl's file logger")
     for path in parser.parse_args().metrics:
-        print(summary(path))
+        folders = {name: path.with_suffix("") / name for name in ("samples", "validation", "checkpoints")}
+        print(summary(path, {name: str(folder) for name, folder in folders.items() if folder.is_dir()}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ CPU_ENV = {
     # vLLM would pin its threads to cores that the trainer, waiting its turn, needs next.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
+    # vLLM would compile one small function of its sampler: 20 s at the first request, and a compiler is needed.
+    "TORCHDYNAMO_DISABLE": "1",
 }
 """Defaults for the environment of a CPU run: set in the driver where the user has not, and inherited by the Ray that it
 starts. The two of verl also stand in `config/hardware/cpu.yaml`, for a Ray that was there before."""

@@ -124,7 +124,8 @@ def test_advantages_are_those_of_the_group(exact: RealRun) -> None:
 def test_a_dead_vllm_worker_ends_the_run_with_its_error_within_a_minute(exact: RealRun) -> None:
     assert exact.process.returncode not in (0, None)
     assert exact.seconds_to_end < 60  # pyright: ignore[reportAttributeAccessIssue]
-    assert "The vLLM engine of rollout replica 0 died" in exact.log
+    assert "The vLLM engine of rollout replica 0 died" in exact.terminal
+    assert "The run failed; what led to it is in log.txt" in exact.terminal
 
 
 # ---------------------------------------------------------------- the same prefixes from kept weights

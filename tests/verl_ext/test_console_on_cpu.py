@@ -1,0 +1,128 @@
+"""What the terminal shows while verl's log goes to a file."""
+
+import inspect
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray._private.worker
+import verl.trainer.ppo.v1.trainer_base as trainer_base
+import verl.utils.logger.aggregate_logger as aggregate_logger
+
+from verl_ext.console import Display
+from verl_ext.health import ENDED
+from verl_ext.run_progress import PHASES, RunProgress
+
+LOG = """\
+INFO worker.py:2038 -- Started a local Ray instance.
+INFO:create worker group dict_keys(['actor_rollout'])
+INFO:actor and ref model engine initialized
+INFO:all initialize finished, ready to fit
+"Initial validation metrics: {'val-core/countdown/acc/mean@16': 0.1}"
+Training Progress:   0%|          | 0/20 [00:00<?, ?it/s]
+step:1 - critic/score/mean:0.125 - critic/score/max:1.0 - timing_s/step:4.5 - actor/entropy:np.float64(0.25)
+Training Progress:   5%|▌         | 1/20 [00:04<01:20,  4.5s/it]
+""".splitlines()
+
+
+def test_phases_steps_and_metrics() -> None:
+    progress = RunProgress()
+    assert progress.doing == "Ray starts"
+    told = [progress.feed(line) for line in LOG]
+    assert told == [True, True, True, True, False, True, True, False]
+    assert (progress.doing, progress.step, progress.total) == ("training", 1, 20)
+    assert progress.shown == {"reward": 0.125, "entropy": 0.25, "seconds": 4.5}
+    assert not progress.feed("step 3 - no metrics of verl, and nothing of theirs")
+    progress.feed("Final validation metrics: None")
+    assert progress.doing == "workers stop"
+
+
+def test_the_lines_are_those_of_verl_and_ray() -> None:
+    """Each phase's line stands in the source that prints it."""
+    trainer = inspect.getsource(trainer_base)
+    sources = trainer + inspect.getsource(ray._private.worker) + inspect.getsource(aggregate_logger)
+    made = {r"step:\d+ - ": 'f"step:{step}"', "Training Progress:": 'desc="Training Progress"'}
+    for pattern, doing in PHASES[1:]:
+        for line in pattern.split("|"):
+            assert made.get(line, line) in sources, doing
+
+
+def feed(lines: list[str]) -> str:
+    out = io.StringIO()
+    display = Display(out)
+    display.start()
+    for line in lines:
+        display.feed(line)
+    display.stop()
+    return out.getvalue()
+
+
+def test_without_a_terminal_a_line_for_each_phase_and_a_few_for_the_steps() -> None:
+    steps = [f"step:{step} - critic/score/mean:0.5" for step in range(2, 21)]
+    shown = feed([*LOG, *steps])
+    phases = [line.split("s  ", 1)[1] for line in shown.splitlines() if "  step " not in line]
+    assert phases == [doing for _, doing in PHASES[:-1]]
+    assert shown.count("  step ") == 10
+    assert "step 2/20: reward 0.5" in shown
+    assert "step 20/20" in shown
+
+
+def test_why_a_run_was_ended_is_shown() -> None:
+    assert "The engine died. " + ENDED in feed([*LOG, f"The engine died. {ENDED}"])
+
+
+APP = """
+import sys
+import hydra
+
+@hydra.main(config_path=None, config_name=None, version_base=None)
+def main(config):
+    print("wall of log")
+    print("Training Progress:   5%|▌         | 1/20 [00:04<01:20,  4.5s/it]")
+    print("step:10 - critic/score/mean:0.5")
+    if config.get("fail"):
+        raise ValueError("the reason")
+    if config.get("exit"):
+        sys.exit("the last word")
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "out", "err"),
+    [
+        ([], 0, "step 10/20: reward 0.5", ""),
+        (["+fail=true"], 1, "step 10/20", "The run failed; what led to it is in logs/log.txt"),
+        (["+exit=true"], 1, "step 10/20", "the last word"),
+    ],
+)
+def test_a_job(ending: list[str], code: int, out: str, err: str, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    console = "+hydra.callbacks.console={_target_: verl_ext.console.QuietConsole, log: logs/log.txt, expect: Patience.}"
+    done = subprocess.run(
+        [sys.executable, "app.py", console, *ending], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    log = (tmp_path / "logs/log.txt").read_text()
+    assert "wall of log" in log
+    assert "wall of log" not in done.stdout
+    assert done.returncode == code
+    assert "logs/log.txt" in done.stdout
+    assert "Patience." in done.stdout
+    assert out in done.stdout
+    assert err in done.stderr
+    if "+fail=true" in ending:
+        assert "the reason" in done.stderr  # Hydra's own words, after the callback
+
+
+def test_no_log_no_change(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    command = [
+        sys.executable,
+        "app.py",
+        "+hydra.callbacks.console={_target_: verl_ext.console.QuietConsole, log: null}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("wall of log")
