@@ -107,7 +107,7 @@ class QuietConsole(Callback):
     """
 
     def __init__(self, log: str | None, expect: str = "") -> None:
-        self._path = Path(log) if log else None
+        self._path = Path(os.path.normpath(log)) if log else None
         self._expect = expect
         self._ended = threading.Event()
 
