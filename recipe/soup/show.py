@@ -49,8 +49,9 @@ def coloured(sample: dict[str, Any], brackets: bool) -> Text:
 def show(args: argparse.Namespace) -> None:
     """Print training samples, newest first: the historical prefix on yellow, then what the current policy wrote."""
     folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
-    dumps = sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem) if path.stem.isdigit() else -1)
-    dumps = [path for path in dumps if path.stem.isdigit() and args.step in (None, int(path.stem))]
+    dumps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit() and args.step in (None, int(path.stem))]
+    # By when they were written: a run that starts anew leaves the later steps of the one before.
+    dumps.sort(key=lambda path: (path.stat().st_mtime, int(path.stem)))
     if not dumps:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"
         raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")

@@ -1,6 +1,7 @@
 """`soup plot` and `soup show`: what they find, what they draw and print, what they refuse."""
 
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_history_is_coloured_and_the_newest_comes_first(
     assert "step 10" not in out
     soup(monkeypatch, "show", run, "--count", "1")
     assert "step 2 " not in capsys.readouterr().out
+
+
+def test_what_an_earlier_run_left_comes_last(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    os.utime(run / "samples/10.jsonl", (1, 1))
+    soup(monkeypatch, "show", run)
+    out = capsys.readouterr().out
+    assert out.index("step 2 ") < out.index("step 10")
 
 
 def test_brackets_where_there_are_no_colours(
