@@ -45,6 +45,9 @@ PANELS: dict[str, dict[str, str]] = {
 """By title: the curves, by a regular expression for the metric's name."""
 OUTER = "^val-core/|^soup/val/|/[^/]*/mean@.*$|/pass@.*$"
 LOGARITHMIC = ("ratio",)
+OF_PREFIXES = "prefix/(?!share)"
+"""Metrics that are 0 where a step has no prefix."""
+TOKENS = "soup/train/prefix/tokens"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +88,8 @@ def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
             found = [column for column in metrics.columns if re.search(part, column)]
             for column in found:
                 values = pd.Series(metrics[column].dropna())
+                if re.search(OF_PREFIXES, column) and TOKENS in metrics:
+                    values = pd.Series(values[metrics.loc[values.index, TOKENS] > 0])
                 values = pd.Series(values[values > 0]) if name.startswith(LOGARITHMIC) else values
                 validates = column.startswith("val") or "/val/" in column
                 if not validates:

@@ -17,22 +17,25 @@ SMOOTH = 10
 """Steps over which training metrics are averaged."""
 
 
-def _of_prefixes(series: pd.Series) -> pd.Series:
-    """Without the steps that had no prefix, which report zeros."""
-    steps = [step for step, value in series.items() if value > 0]
-    return _smooth(pd.Series(series.loc[steps[0] :])) if steps else pd.Series(dtype=float)
-
-
 def _smooth(series: pd.Series) -> pd.Series:
     return pd.Series(series.rolling(SMOOTH, min_periods=1).mean())
 
 
 def _by_segment(ending: str) -> Callable[[Result], list[pd.Series]]:
-    """A metric of the loss on prefix and continuation, which are drawn solid and dotted."""
-    return lambda result: [
-        _of_prefixes(result.column(f"soup/loss/prefix/{ending}")),
-        _smooth(result.column(f"soup/loss/continuation/{ending}")),
-    ]
+    """A metric of the loss on prefix and continuation, which are drawn solid and dotted.
+
+    Without the steps that had no token there, which report zeros.
+    """
+
+    def curves(result: Result) -> list[pd.Series]:
+        drawn = []
+        for segment in ("prefix", "continuation"):
+            tokens = result.column(f"soup/loss/{segment}/tokens").to_dict()
+            values = result.column(f"soup/loss/{segment}/{ending}").to_dict()
+            drawn.append(_smooth(pd.Series({s: v for s, v in values.items() if tokens.get(s)}, dtype=float)))
+        return drawn
+
+    return curves
 
 
 def _clip_fraction(result: Result) -> list[pd.Series]:

@@ -317,18 +317,23 @@ def test_study_is_plain_data() -> None:
 
 
 def test_curves_go_forward_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeds that begin to clip at different steps."""
+    """Seeds whose steps have prefixes from another step on, and one of which has none in step 4."""
     runs = [Result("soup", seed, {}, {}, {}) for seed in (0, 1)]
     for run, first in zip(runs, (5, 2), strict=True):
-        run.metrics.update({step: {"soup/loss/prefix/clip_fraction/low": float(step >= first)} for step in range(1, 9)})
+        for step in range(1, 9):
+            has = float(step >= first and step != 4)
+            run.metrics[step] = {f"soup/loss/prefix/{name}": has for name in ("tokens", "ratio", "clip_fraction/low")}
     drawn: list[list[float]] = []
+    ratios: list[float] = []
     close = plots.plt.close
 
     def keep(figure: Any) -> None:
         drawn.extend(list(line.get_xdata()) for axis in figure.axes for line in axis.lines)
+        ratios.extend(y for axis in figure.axes if "ratio" in axis.get_title() for y in axis.lines[0].get_ydata())
         close(figure)
 
     monkeypatch.setattr(plots.plt, "close", keep)
     curves({"soup": runs}, tmp_path / "curves.png")
-    assert [2, 3, 4, 5, 6, 7, 8] in drawn
+    assert [2, 3, 5, 6, 7, 8] in drawn
+    assert ratios == [1.0] * 6  # no zeros of steps without a prefix among them
     assert all(steps == sorted(steps) for steps in drawn)
