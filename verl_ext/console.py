@@ -1,6 +1,6 @@
 """A Hydra callback: verl's walls of log go to a file, and the terminal shows where the run is.
 
-    hydra.callbacks.console: {_target_: verl_ext.console.QuietConsole, log: runs/log.txt}
+    hydra.callbacks.console: {_target_: verl_ext.console.QuietConsole, log: runs/verl.log}
 
 `log=null` leaves the terminal to verl.
 """
@@ -16,6 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+import ray
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -38,6 +39,12 @@ def _seconds(since: float) -> str:
     return f"{time.monotonic() - since:.0f} s"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # rich would put /dev/null in the place of descriptor 1, which is the log.
+        self.quiet = True
+
+
 class Display:
     """Shows a `RunProgress`: a bar in a terminal, a line now and then elsewhere.
 
@@ -46,94 +53,92 @@ class Display:
     """
 
     def __init__(self, out: TextIO) -> None:
-        self.console = Console(file=out, highlight=False)
+        self._console = _Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._in_terminal = self._console.is_terminal
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(
-            *columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console, transient=True
+            *(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn()),
+            console=self._console,
+            transient=True,
+            # rich would show above the bar what is printed, which is to go to the log.
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=None, note="")
         self._state = RunProgress()
         self._began = self._phase_began = time.monotonic()
         self._told = 0
 
-    def start(self) -> None:
+    def start(self, greeting: str) -> None:
         """Begin with the first phase."""
-        if self.console.is_terminal:
+        self._console.print(greeting)
+        if self._in_terminal:
             self._bar.start()
         self._announce()
 
     def _announce(self) -> None:
-        if self.console.is_terminal:
+        if self._in_terminal:
             self._bar.update(self._task, description=self._state.doing)
         else:
             self._print(self._state.doing)
 
     def _print(self, text: str) -> None:
-        self.console.print(f"{_seconds(self._began):>6}  {text}", soft_wrap=True)
+        self._console.print(f"{_seconds(self._began):>6}  {text}")
 
     def feed(self, line: str) -> None:
         """Take a line of the log, and show what it tells."""
         phase, state = self._state.phase, self._state
         doing, began = state.doing, self._phase_began
         if ENDED in line:
-            self.console.print(line, style="red", soft_wrap=True)
+            self._console.print(line, style="red")
         if not state.feed(line):
             return
         if state.phase != phase:
             self._phase_began = time.monotonic()
-            if self.console.is_terminal:
-                self.console.print(f"  {doing} ({_seconds(began)})", style="dim", soft_wrap=True)
+            if self._in_terminal:
+                self._console.print(f"  {doing} ({_seconds(began)})", style="dim")
             self._announce()
         if state.total:
             note = ", ".join(f"{name} {value:.3g}" for name, value in state.shown.items())
             self._bar.update(self._task, completed=state.step, total=state.total, note=note)
-            decile = state.step * LINES // state.total
-            if not self.console.is_terminal and note and decile > self._told:
-                self._told = decile
+            tenth = state.step * LINES // state.total
+            if not self._in_terminal and tenth > self._told:
+                self._told = tenth
                 self._print(f"step {state.step}/{state.total}: {note}")
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
-        if self.console.is_terminal:
+        if self._in_terminal:
             self._bar.stop()
 
 
-class QuietConsole(Callback):
-    """Sends what the driver and Ray print to a file while the job runs, and shows progress instead.
+class _Redirection:
+    """From here on, what this process, Ray and their children print goes to `path`; `end` undoes it.
 
-    Args:
-        log: the file; None: nothing happens.
-        expect: a sentence on how long it takes.
+    Raises:
+        OSError: the file can't be written; nothing was redirected.
     """
 
-    def __init__(self, log: str | None, expect: str = "") -> None:
-        self._path = Path(os.path.normpath(log)) if log else None
-        self._expect = expect
-        self._ended = threading.Event()
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, expect: str) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():  # why an earlier run died may still be of interest
+            path.replace(path.with_name(f"{path.name}.1"))
+        # A file, since a pipe would stop children that outlive this process.
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._streams = [os.dup(1), os.dup(2)]
-        # Subprocesses of the driver inherit a file's descriptor without harm; a pipe's would block them.
-        target = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        self._display = Display(os.fdopen(os.dup(1), "w", buffering=1))
+        self._display.start(f"verl's log: {path} (hydra.callbacks.console.log=null shows it here). {expect}")
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="quiet-console", daemon=True)
         self._flush()
         for stream in (1, 2):
-            os.dup2(target, stream)
-        os.close(target)
+            os.dup2(log, stream)
+        os.close(log)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
                 stream.reconfigure(line_buffering=True)
-        self._terminal = os.fdopen(os.dup(self._streams[0]), "w", buffering=1)
-        self._display = Display(self._terminal)
-        self._display.console.print(
-            f"verl's log: {self._path} (hydra.callbacks.console.log=null shows it here). {self._expect}", soft_wrap=True
-        )
-        self._display.start()
-        self._thread = threading.Thread(target=self._follow, name="quiet-console", daemon=True)
         self._thread.start()
-        atexit.register(self._uncaught)
 
     @staticmethod
     def _flush() -> None:
@@ -142,40 +147,74 @@ class QuietConsole(Callback):
 
     def _lines(self) -> Iterator[str]:
         """Of the log, as they come; progress bars end theirs with a carriage return."""
-        assert self._path is not None
-        with self._path.open(errors="replace", newline="") as log:
+        with self.path.open(errors="replace", newline="") as log:
             rest = ""
             while True:
-                last = self._ended.is_set()
+                last = self.ended.is_set()
                 *lines, rest = re.split(r"[\r\n]+", rest + log.read())
                 yield from lines
                 if last:
                     return
-                self._ended.wait(POLL_SECONDS)
+                self.ended.wait(POLL_SECONDS)
 
     def _follow(self) -> None:
         for line in self._lines():
             self._display.feed(_ORIGIN.sub("", _ESCAPES.sub("", line)))
 
-    def _restore(self) -> None:
-        self._flush()
-        self._ended.set()
-        self._thread.join()
-        self._display.stop()
-        for stream, saved in zip((1, 2), self._streams, strict=True):
-            os.dup2(saved, stream)
-            os.close(saved)
+    def end(self) -> None:
+        """Give the terminal back, once Ray has printed what it still holds."""
+        try:
+            ray.shutdown()
+            self._flush()
+            self.ended.set()
+            self._thread.join()
+            self._display.stop()
+        finally:
+            self.ended.set()
+            for stream, saved in zip((1, 2), self._streams, strict=True):
+                os.dup2(saved, stream)
+                os.close(saved)
+
+    def tail(self) -> list[str]:
+        """The log's last lines."""
+        return [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()][-TAIL:]
+
+
+class QuietConsole(Callback):
+    """Sends what the driver and Ray print to a file while the job runs, and shows progress instead.
+
+    Args:
+        log: the file; None: nothing happens. An earlier one becomes `<log>.1`.
+        expect: a sentence on how long it takes.
+    """
+
+    def __init__(self, log: str | None, expect: str = "") -> None:
+        self._path = Path(os.path.normpath(log)) if log else None
+        self._expect = expect
+        self._redirection: _Redirection | None = None
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if self._path is None:
+            return
+        try:
+            self._redirection = _Redirection(self._path, self._expect)
+        except OSError as error:
+            print(f"hydra.callbacks.console.log={self._path}: {error.strerror}; the log goes here.", file=sys.stderr)
+            return
+        atexit.register(self._uncaught)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if self._path is None or self._ended.is_set():
+        redirection, self._redirection = self._redirection, None
+        if redirection is None:
             return
-        self._restore()
+        redirection.end()
         if job_return.status is JobStatus.FAILED:
-            print(f"The run failed; what led to it is in {self._path}.", file=sys.stderr)
+            print(f"The run failed; what led to it is in {redirection.path}.", file=sys.stderr)
 
     def _uncaught(self) -> None:
         """An interrupt or an exit from within: its words are in the log."""
-        if not self._ended.is_set():
-            self._restore()
-            tail = [line for line in (self._path or Path()).read_text(errors="replace").splitlines() if line.strip()]
-            print("\n".join([f"The run ended early; the last lines of {self._path}:", *tail[-TAIL:]]), file=sys.stderr)
+        redirection, self._redirection = self._redirection, None
+        if redirection is not None:
+            redirection.end()
+            words = [f"The run ended early; the last lines of {redirection.path}:", *redirection.tail()]
+            print("\n".join(words), file=sys.stderr)

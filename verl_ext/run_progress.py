@@ -15,7 +15,7 @@ PHASES = (
 """A line that shows that a phase has begun, and what is going on in it; in the order in which they come."""
 _BAR = re.compile(r"Training Progress:.*?(\d+)/(\d+) \[")
 _STEP = re.compile(r"step:(\d+) - (.*)")
-_METRIC = re.compile(r"(?:^| - )([^\s:]+):(?:np\.float\d+\()?([-+.\deE]+)")
+_METRIC = re.compile(r"(?:^| - )([^\s:]+):(?:np\.float\d+\()?(-?\d[-+.\deE]*)")
 SHOWN = {"critic/score/mean": "reward", "actor/entropy": "entropy", "timing_s/step": "seconds"}
 """Metrics of a step that are shown, and their names there."""
 
@@ -47,14 +47,16 @@ class RunProgress:
 
     def feed(self, line: str) -> bool:
         """Take a line of the log; True if it told something new."""
-        before = (self.phase, self.step, self.total)
+        before = (self.phase, self.step, self.total, self.shown)
         for number in range(self.phase + 1, len(PHASES)):
             if re.search(PHASES[number][0], line):
                 self.phase = number
         if bar := _BAR.search(line):
-            self.step, self.total = max(self.step, int(bar[1])), int(bar[2])
+            self.total = int(bar[2])
+            if not self.shown:  # bar and metrics come by different ways: either may be ahead
+                self.step = int(bar[1])
         if step := _STEP.search(line):
-            self.step = max(self.step, int(step[1]))
+            self.step = int(step[1])
             metrics = dict(_METRIC.findall(step[2]))
             self.shown = {name: float(metrics[key]) for key, name in SHOWN.items() if key in metrics}
-        return (self.phase, self.step, self.total) != before
+        return (self.phase, self.step, self.total, self.shown) != before

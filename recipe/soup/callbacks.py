@@ -1,6 +1,7 @@
 """Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ FOLDERS = {
     "checkpoints": "trainer.default_local_dir",
 }
 """What a run leaves behind, and the key of where."""
+CLOCK_SECONDS = 1.0
+"""File systems' clocks are coarser than the process's."""
 
 
 class RefuseWrongConfig(Callback):
@@ -38,17 +41,27 @@ def metrics_file(config: DictConfig) -> Path:
     return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
 
 
+def _written_since(path: Path, moment: float) -> bool:
+    """Whether a file, or one in the folder, has been written since then: earlier runs may have left others."""
+    return path.exists() and any(item.stat().st_mtime >= moment for item in (path, *path.glob("*")))
+
+
 class ShowResult(Callback):
     """At a run's end: before and after, one picture, and where everything is."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._began = time.time() - CLOCK_SECONDS
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         path = metrics_file(config)
         # On a cluster the trainer may have written them on another node.
-        if job_return.status is not JobStatus.COMPLETED or "file" not in config.trainer.logger or not path.exists():
+        written = "file" in config.trainer.logger and _written_since(path, self._began)
+        if job_return.status is not JobStatus.COMPLETED or not written:
             return
         from recipe.soup.plot import draw_run
         from recipe.soup.summary import summary
 
         places = {what: OmegaConf.select(config, key) for what, key in FOLDERS.items()}
-        places = {what: place for what, place in places.items() if place and Path(place).exists()}
-        print(summary(path, {**places, "picture": str(draw_run(path))}))
+        places = {what: at for what, at in places.items() if at and _written_since(Path(at), self._began)}
+        print(summary(path, places), flush=True)
+        print(f"  picture in {draw_run(path)}")

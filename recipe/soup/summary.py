@@ -19,8 +19,11 @@ QUARTER = 4
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step; step 0 is the validation before training."""
-    return {entry["step"]: entry["data"] for entry in read_json_lines(path)}
+    """Metrics by step; step 0 is the validation before training. What was no number (written as null) is left out."""
+    return {
+        entry["step"]: {key: value for key, value in entry["data"].items() if value is not None}
+        for entry in read_json_lines(path)
+    }
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:
@@ -47,10 +50,12 @@ def _table(metrics: dict[int, dict[str, float]]) -> list[str]:
     lines = []
     validated = sorted(step for step, values in metrics.items() if _validation_rows(values))
     if validated:
-        first, last = validated[0], validated[-1]
-        lines.append(f"  {'validation, never mixed':<26}{f'step {first}':>12}{f'step {last}':>12}")
-        before, after = _validation_rows(metrics[first]), _validation_rows(metrics[last])
-        lines += [f"    {name:<24}{before[name]:>12.3f}{after[name]:>12.3f}" for name in before if name in after]
+        ends = sorted({validated[0], validated[-1]})
+        columns = [_validation_rows(metrics[step]) for step in ends]
+        lines.append(f"  {'validation, never mixed':<26}" + "".join(f"{f'step {step}':>12}" for step in ends))
+        for name in columns[-1]:
+            numbers = "".join(f"{column[name]:>12.3f}" if name in column else f"{'':>12}" for column in columns)
+            lines.append(f"    {name:<24}{numbers}")
     trained = [values for step, values in sorted(metrics.items()) if "timing_s/step" in values]
     size = len(trained) // QUARTER
     if size:
@@ -80,10 +85,11 @@ def summary(path: Path, places: dict[str, str]) -> str:
         if mixed:
             shares = median(s["soup/train/prefix/share"] for s in mixed)
             lines.append(f"  historical share of the trained tokens (median): {shares:.0%}")
-            if "soup/train/prefix/ratio_at_start/max" in mixed[-1]:  # not with verl's bypass_mode
-                largest = max(s["soup/train/prefix/ratio_at_start/max"] for s in mixed)
-                mismatch = max(s["soup/train/continuation/engine_mismatch/max"] for s in mixed)
-                lines.append(f"  largest ratio {largest:.2f}; rollout engine and trainer differ by {mismatch:.1e} nats")
+            names = ("soup/train/prefix/ratio_at_start/max", "soup/train/continuation/engine_mismatch/max")
+            ratios, mismatches = ([s[name] for s in mixed if name in s] for name in names)
+            if ratios and mismatches:  # none with verl's bypass_mode
+                differ = f"rollout engine and trainer differ by {max(mismatches):.1e} nats"
+                lines.append(f"  largest ratio {max(ratios):.2f}; {differ}")
     return "\n".join([*lines, *(f"  {what} in {place}" for what, place in places.items())])
 
 

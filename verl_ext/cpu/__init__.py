@@ -17,7 +17,7 @@ CPU_ENV = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 """Defaults for the environment of a CPU run: set in the driver where the user has not, and inherited by the Ray that it
-starts. The two of verl also stand in `config/hardware/cpu.yaml`, for a Ray that was there before."""
+starts. The two of verl also stand in `config/hardware/cpu.yaml`, for who gives that Ray another address."""
 
 
 def cpu_requested(argv: Sequence[str], environ: Mapping[str, str]) -> bool:

@@ -3,6 +3,8 @@
 Imports the standard library only: nothing else is there before the installation.
 """
 
+from __future__ import annotations  # so that an older Python can say that it is one
+
 import argparse
 import platform
 import shutil
@@ -15,8 +17,9 @@ GB = 10**9
 INSTALLED_GB = 6
 """The environment takes 4; pip unpacks beside it."""
 PYTHON = (3, 11)
-FREE_MEMORY_GB = 5
-"""What a run's processes have for themselves: 4.6 GB for the countdown example."""
+CGROUP = Path("/sys/fs/cgroup")
+FREE_MEMORY_GB = 7
+"""What the processes of the countdown example take together, in proportional set sizes: 7.3 GB."""
 SHARED_MEMORY_GB = 0.25
 """Weights travel to vLLM in a shared-memory bucket of 64 MB; a container's default /dev/shm is no larger than that."""
 FREE_DISK_GB = 1
@@ -30,9 +33,15 @@ def _free(folder: Path) -> float:
 
 
 def _available_memory() -> float:
-    """GB that processes can still get."""
+    """GB that processes can still get, here or in this container."""
     rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return next(int(row[1]) * 1024 / GB for row in rows if row[0] == "MemAvailable:")
+    available = next(int(row[1]) * 1024 for row in rows if row[0] == "MemAvailable:")
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and limit.read_text().strip() != "max":
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        kept = int(used.read_text()) - int(statistics["inactive_file"])  # without what the kernel would give back
+        available = min(available, int(limit.read_text()) - kept)
+    return available / GB
 
 
 def before_installation(folder: Path) -> Iterable[str]:
@@ -52,19 +61,26 @@ def before_installation(folder: Path) -> Iterable[str]:
 
 def before_run() -> Iterable[str]:
     """What would let a run die obscurely on this machine, a sentence each."""
-    if _available_memory() < FREE_MEMORY_GB:
+    shared = _free(Path("/dev/shm"))
+    if shared < SHARED_MEMORY_GB:
         yield (
-            f"{_available_memory():.1f} GB of memory are free, but a run's processes need {FREE_MEMORY_GB} GB: close "
-            "something, or see whether processes of a killed run are still there."
-        )
-    if _free(Path("/dev/shm")) < SHARED_MEMORY_GB:
-        yield (
-            f"/dev/shm has {_free(Path('/dev/shm')) * 1000:.0f} MB free, but weights travel through it and need "
+            f"/dev/shm has {shared * 1000:.0f} MB free, but weights travel through it and need "
             f"{SHARED_MEMORY_GB * 1000:.0f} MB: start the container with --shm-size=2g."
         )
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         if _free(folder) < FREE_DISK_GB:
             yield f"{_free(folder):.1f} GB are free in {folder}, but a run needs {FREE_DISK_GB} GB there: make room."
+
+
+def memory_warning() -> str | None:
+    """A sentence if a run may be killed for want of memory; how much it takes depends on the model."""
+    available = _available_memory()
+    if available >= FREE_MEMORY_GB:
+        return None
+    return (
+        f"{available:.1f} GB of memory are free, but the processes of a small run take {FREE_MEMORY_GB} GB: if the "
+        "run is killed, close something, or see whether an earlier run is still there."
+    )
 
 
 def main() -> None:

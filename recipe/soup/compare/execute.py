@@ -46,7 +46,11 @@ def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
     if address is None:
         return lambda run: start(run, study.driver)
     if study.driver == "main_ppo":
-        raise refuse("--ray", address, "runs of main_ppo use a cluster themselves; set RAY_ADDRESS instead.")
+        raise refuse(
+            "--ray",
+            address,
+            "runs of main_ppo use a cluster themselves (not with hardware=cpu); set RAY_ADDRESS instead.",
+        )
     import ray
 
     from recipe.soup.compare.on_ray import RayRun

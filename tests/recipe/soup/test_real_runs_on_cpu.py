@@ -452,6 +452,20 @@ def test_the_twin_is_grpo(twin: RealRun, countdown_dir: Path) -> None:
     assert all(metrics["soup/cost/seed_requests"] == 0 for metrics in twin.metrics("grpo").values())
 
 
+def test_the_terminal_shows_progress_and_the_result(twin: RealRun) -> None:
+    for words in (
+        "vLLM starts",
+        "step 3/3: reward",
+        "grpo.jsonl: 3 steps",
+        "validation, never mixed",
+        "in checkpoints",
+    ):
+        assert words in twin.terminal
+    assert "step:3 - " not in twin.terminal
+    assert "step:3 - " in (twin.folder / "log.txt").read_text()
+    assert (twin.folder / "runs/countdown/grpo.png").stat().st_size > 10000
+
+
 def test_engine_and_trainer_agree(twin: RealRun) -> None:
     mismatch = [m["soup/train/continuation/engine_mismatch/max"] for m in twin.metrics("grpo").values()]
     assert 0 < max(mismatch) < TOLERANCE

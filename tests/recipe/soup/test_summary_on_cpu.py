@@ -1,12 +1,14 @@
 """The summary at a run's end, from a log in the form of verl's file logger."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from recipe.soup.callbacks import metrics_file
+from recipe.soup.callbacks import ShowResult, metrics_file
 from recipe.soup.summary import summary, validation_accuracy
 
 
@@ -37,6 +39,51 @@ def test_summary(tmp_path: Path) -> None:
     assert rows["pass@4"] == ["0.500", "0.750"]
     assert rows["reward"] == ["0.188", "0.938"]
     assert validation_accuracy({5: {"val-aux/countdown/acc/mean@16": 1.0}}) == {}
+
+
+def test_one_validation_is_one_column_and_what_is_no_number_is_left_out(tmp_path: Path) -> None:
+    prefix = {"soup/train/prefix/tokens": 1.0, "soup/train/prefix/share": 0.5}
+    step = {"timing_s/step": 1.0, **prefix, "soup/train/prefix/ratio_at_start/max": None, "actor/entropy": None}
+    path = write(tmp_path / "soup.jsonl", {1: {**step, "val-core/countdown/acc/mean@16": 0.5}})  # pyright: ignore[reportArgumentType]
+    lines = summary(path, {}).splitlines()
+    assert lines[1].split() == ["validation,", "never", "mixed", "step", "1"]
+    assert lines[2].split() == ["accuracy", "0.500"]
+
+
+def result(folder: Path, monkeypatch: pytest.MonkeyPatch, status: JobStatus, logger: list[str]) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "countdown").mkdir()
+    (folder / "old").mkdir()
+    os.utime(folder / "old", (1, 1))
+    trainer = {"project_name": "countdown", "experiment_name": "one", "logger": logger}
+    folders = {"rollout_data_dir": None, "validation_data_dir": "new", "default_local_dir": "old"}
+    config = OmegaConf.create({"trainer": {**trainer, **folders}})
+    callback = ShowResult()
+    callback.on_job_start(config)
+    (folder / "new").mkdir()
+    write(folder / "countdown/one.jsonl", {1: {"timing_s/step": 2.0}})
+    callback.on_job_end(config, JobReturn(status=status))
+
+
+def test_the_result_is_shown_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    result(tmp_path, monkeypatch, JobStatus.COMPLETED, ["console", "file"])
+    out = capsys.readouterr().out
+    assert "one.jsonl: 1 steps" in out
+    assert "validation samples in new" in out
+    assert "checkpoints" not in out  # of an earlier run
+    assert (tmp_path / "countdown/one.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "logger"), [(JobStatus.FAILED, ["console", "file"]), (JobStatus.COMPLETED, ["console"])]
+)
+def test_no_result_no_words(
+    status: JobStatus, logger: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    result(tmp_path, monkeypatch, status, logger)
+    assert not capsys.readouterr().out
 
 
 def test_summary_of_a_run_that_was_killed_before_its_first_step(tmp_path: Path) -> None:
