@@ -45,7 +45,7 @@ PANELS: dict[str, dict[str, str]] = {
 """By title: the curves, by a regular expression for the metric's name."""
 OUTER = "^val-core/|^soup/val/|/[^/]*/mean@.*$|/pass@.*$"
 LOGARITHMIC = ("ratio",)
-OF_PREFIXES = "prefix/(?!share)"
+OF_PREFIXES = "prefix/(?!share)|reward/mixed$"
 """Metrics that are 0 where a step has no prefix."""
 TOKENS = "soup/train/prefix/tokens"
 

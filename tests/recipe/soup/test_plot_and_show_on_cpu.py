@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -67,6 +68,29 @@ def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch)
     assert drawn["reward in training"] == ["with a prefix"]
     assert drawn["groups with signal"] == []
     assert drawn["lag, updates"] == ["mean"]
+
+
+def test_zeros_of_steps_without_a_prefix_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {step: {**METRICS, "soup/train/prefix/tokens": float(step == 2)} for step in (1, 2)}
+    lines = [json.dumps({"step": step, "data": metrics}) for step, metrics in steps.items()]
+    (tmp_path / "one.jsonl").write_text("\n".join(lines) + "\n")
+    drawn: dict[str, list[float]] = {}
+    close = plt.close
+
+    def keep(figure: Figure) -> None:
+        drawn.update(
+            {
+                str(line.get_label()): np.asarray(line.get_xdata()).tolist()
+                for axis in figure.axes
+                for line in axis.lines
+            }
+        )
+        close(figure)
+
+    monkeypatch.setattr(plot.plt, "close", keep)
+    soup(monkeypatch, "plot", tmp_path / "one.jsonl")
+    assert drawn["with a prefix"] == drawn["largest"] == [2]
+    assert drawn["training"] == [1, 2]
 
 
 def test_data_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
