@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,8 @@ def main(config):
         raise ValueError("the reason")
     if config.get("exit"):
         sys.exit("the last word")
+    if config.get("wait"):
+        time.sleep(60)
 
 main()
 """
@@ -133,6 +136,20 @@ def test_a_job(ending: list[str], code: int, out: str, err: str, tmp_path: Path)
     assert err in done.stderr
     if "+fail=true" in ending:
         assert "the reason" in done.stderr  # Hydra's own words, after the callback
+
+
+def test_ctrl_c_ends_the_run_and_says_where_the_log_is(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    command = [sys.executable, "app.py", CONSOLE % "log.txt", "+wait=true"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **streams) as run:
+        assert run.stdout is not None
+        assert any("step 10/20" in line for line in run.stdout)  # the job is in its sleep
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=30)
+    assert run.returncode != 0
+    assert "The run ended early; the last lines of log.txt:" in err
+    assert "KeyboardInterrupt" in err
 
 
 CONSOLE = "+hydra.callbacks.console={_target_: verl_ext.console.QuietConsole, log: %s}"
