@@ -10,6 +10,11 @@ from pathlib import Path
 import psutil
 
 from recipe.soup.summary import read_metrics
+from recipe.soup.verify import Comparison
+
+TOLERANCE = 1e-5  # nats
+FAR = 1e-2  # what another version's log-probs must be away at least, at its most different token
+STARTED = 600.0  # seconds until the first steps are through, on a busy machine
 
 COMMON = (
     "hardware=cpu",
@@ -108,3 +113,15 @@ class RealRun:
     def metrics(self, experiment: str) -> dict[int, dict[str, float]]:
         """What verl's file logger wrote, by step."""
         return read_metrics(self.folder / "runs" / "countdown" / f"{experiment}.jsonl")
+
+
+def assert_exact(comparisons: dict[str, Comparison]) -> None:
+    for segment, comparison in comparisons.items():
+        assert comparison.claimed, f"no tokens in the {segment}"
+        assert max(comparison.claimed) < TOLERANCE, segment
+        for distance, differences in comparison.others.items():
+            assert max(differences) > FAR, f"{segment}: version {distance:+d} would have passed as well"
+
+
+def versions_of_prefixes(rows: list[dict]) -> set[int]:
+    return {version for row in rows for version in row["policy_versions"][: row["prefix_length"]]}

@@ -10,15 +10,21 @@ Example:
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from recipe.soup.json_lines import read_json_lines
+
+LOGITS_AT_ONCE = 2**28
+"""Values; in float32, and again as log-probs, about 2 GiB."""
 
 
 @dataclass
@@ -39,17 +45,24 @@ def read_samples(folder: Path) -> dict[int, list[dict]]:
     return {int(path.stem): read_json_lines(path) for path in folder.glob("*.jsonl")}
 
 
+def in_batches(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
+    """The rows in their order, as many at once as have `LOGITS_AT_ONCE` logits when padded; at least one."""
+    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    size = max(LOGITS_AT_ONCE // (longest * vocabulary), 1)
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 @torch.no_grad()
-def response_log_probs(model: torch.nn.Module, rows: list[dict], temperature: float) -> list[np.ndarray]:
+def response_log_probs(model: PreTrainedModel, rows: list[dict], temperature: float) -> list[np.ndarray]:
     """Log-probs of the samples' response tokens, float32, one array of shape (response_length,) per row."""
-    sequences = [torch.tensor(row["prompt_ids"] + row["response_ids"]) for row in rows]
+    sequences = [torch.tensor(row["prompt_ids"] + row["response_ids"], device=model.device) for row in rows]
     # Padded on the right, where a causal model does not see it.
     ids = pad_sequence(sequences, batch_first=True)
     mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
     log_probs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     return [
-        values[len(row["prompt_ids"]) - 1 : len(sequence) - 1].numpy()
+        values[len(row["prompt_ids"]) - 1 : len(sequence) - 1].cpu().numpy()
         for values, row, sequence in zip(log_probs, rows, sequences, strict=True)
     ]
 
@@ -87,10 +100,16 @@ def verify(
         )
 
     comparisons = {"prefix": Comparison(), "continuation": Comparison()}
-    for version, folder in sorted(folders.items()):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for version, folder in tqdm(sorted(folders.items()), "versions", disable=None):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device)
         for step, rows in steps.items():
-            for row, log_probs in zip(rows, response_log_probs(model, rows, temperature), strict=True):
+            computed = (
+                log_probs
+                for batch in in_batches(rows, model.config.vocab_size)
+                for log_probs in response_log_probs(model, batch, temperature)
+            )
+            for row, log_probs in zip(rows, computed, strict=True):
                 difference = np.abs(log_probs - np.array(row["old_log_probs"]))
                 for token, claimed in enumerate(row["policy_versions"]):
                     comparison = comparisons["prefix" if claimed < step - 1 else "continuation"]
@@ -112,7 +131,8 @@ def main() -> None:
         if not comparison.claimed:
             print(f"{segment}: no tokens")
             continue
-        print(f"{segment}: {len(comparison.claimed)} tokens; largest difference {max(comparison.claimed):.1e} nats")
+        largest, mean = max(comparison.claimed), fmean(comparison.claimed)
+        print(f"{segment}: {len(comparison.claimed)} tokens; largest difference {largest:.1e} nats, mean {mean:.1e}")
         for distance, differences in sorted(comparison.others.items()):
             print(f"    against the version {distance:+d} from the claimed one: {max(differences):.2f}")
 

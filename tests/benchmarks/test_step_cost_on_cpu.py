@@ -98,9 +98,11 @@ def test_the_gpu_benchmark_composes_and_is_accepted(
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
-    subprocess.run([script, "snapshot", "algorithm.soup.lag=2"], check=True)
-    made, benchmark, exact, verified, _ = calls.read_text().split("END\n")
+    for check in ("cost", "exact"):
+        subprocess.run([script, check, "snapshot", "algorithm.soup.lag=2"], check=True)
+    made, benchmark, made_again, exact, verified, _ = calls.read_text().split("END\n")
     assert "benchmarks.random_model" in made
+    assert made_again == made
     assert "recipe.soup.verify" in verified
     model = next(line.split("=")[1] for line in exact.splitlines() if "model.path" in line)
     random_model(tmp_path / "model", monkeypatch)

@@ -141,8 +141,8 @@ def test_a_job(ending: list[str], code: int, out: str, err: str, tmp_path: Path)
 def test_ctrl_c_ends_the_run_and_says_where_the_log_is(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     command = [sys.executable, "app.py", CONSOLE % "log.txt", "+wait=true"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, text=True, **streams) as run:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, text=True, stdout=pipe, stderr=pipe) as run:
         assert run.stdout is not None
         assert any("step 10/20" in line for line in run.stdout)  # the job is in its sleep
         run.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Handshake and watchdog with actors that run in this process. The real ones: tests/recipe/soup/test_real_runs."""
+"""Handshake and watchdog with actors that run in this process. The real ones: tests/recipe/soup/real_path."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The second policy with replicas that write down what they are asked for. The real ones: test_real_runs."""
+"""The second policy with replicas that write down what they are asked for. The real ones: recipe/soup/real_path."""
 
 from pathlib import Path
 from types import SimpleNamespace
