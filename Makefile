@@ -8,7 +8,10 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.txt)
 LOCKS := requirements-cpu.txt requirements-dev.txt
+# Test files that run at a time. A file of real runs takes 7 GB of memory: JOBS=1 on a small machine.
+JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
@@ -39,7 +42,7 @@ compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on
 	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2
 
 test: check ## every check and test (about twenty minutes on two cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: install ## style and types
 	$(BIN)/ruff check .
@@ -47,10 +50,10 @@ check: install ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: install ## tests without Ray (about five minutes)
-	$(BIN)/python -m pytest -m "not real_run"
+	$(PYTEST) -m "not real_run"
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fifteen minutes)
-	$(BIN)/python -m pytest -m real_run
+	$(PYTEST) -m real_run
 
 clean: ## the environment and everything that runs wrote here
 	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

@@ -22,6 +22,12 @@ hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real runs first: they take the longest, and with several workers what is short fills the gap at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("real_run") is None)
+
+
 @pytest.fixture(scope="session")
 def countdown_dir() -> Path:
     return ROOT / "examples" / "countdown"
