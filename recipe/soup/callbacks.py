@@ -1,5 +1,6 @@
 """Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.json_lines import read_json_lines
+from recipe.soup.summary import earlier_metrics
 from verl_ext.callbacks import require_supported_verl
 
 FOLDERS = {
@@ -28,7 +31,10 @@ class RefuseWrongConfig(Callback):
         require_supported_verl()
         from recipe.soup.refusals import check_config
 
-        check_config(config)
+        try:
+            check_config(config)
+        except Exception as error:  # Hydra would only warn of it, and the run would start unchecked
+            raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
 
 
 def metrics_file(config: DictConfig) -> Path:
@@ -41,6 +47,17 @@ def metrics_file(config: DictConfig) -> Path:
     return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
 
 
+def keep_earlier_metrics(config: DictConfig) -> None:
+    """Put the metrics of a run that will be resumed where `read_metrics` finds them."""
+    path = metrics_file(config)
+    earlier = earlier_metrics(path)
+    if config.trainer.resume_mode == "disable":
+        earlier.unlink(missing_ok=True)
+    elif path.exists():
+        with earlier.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in read_json_lines(path))
+
+
 def _written_since(path: Path, moment: float) -> bool:
     """Whether a file, or one in the folder, has been written since then: earlier runs may have left others."""
     return path.exists() and any(item.stat().st_mtime >= moment for item in (path, *path.glob("*")))
@@ -51,6 +68,7 @@ class ShowResult(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._began = time.time() - CLOCK_SECONDS
+        keep_earlier_metrics(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         path = metrics_file(config)

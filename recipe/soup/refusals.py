@@ -14,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipe.soup.loss_refusals import check_loss, check_partial_rollouts
-from recipe.soup.settings import parse_settings, refuse
+from recipe.soup.settings import first_line, parse_settings, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
@@ -97,9 +97,10 @@ def _check_model(config: DictConfig) -> None:
         raise refuse(key, path, "no such folder; give a model folder or the name of a model on the hub.")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     if offline and not isinstance(try_to_load_from_cache(path, "config.json"), str):
-        raise refuse(
-            key, path, "neither a folder nor in the local hub cache, and HF_HUB_OFFLINE forbids to download it."
+        why = (
+            "neither a folder nor in the local hub cache, and HF_HUB_OFFLINE (set by hardware=cpu too) forbids the hub"
         )
+        raise refuse(key, path, f"{why}; download it first, or run with HF_HUB_OFFLINE=0.")
 
 
 def _files(value: Any) -> list[str]:
@@ -119,7 +120,11 @@ def _check_data(config: DictConfig) -> None:
     for key, path in _local_files(config):
         if not path.exists():
             raise refuse(key, path, "no such file; give a parquet file with verl's columns.")
-        columns = _columns(path)
+        try:
+            columns = _columns(path)
+        except (OSError, ValueError) as error:
+            why = f"cannot be read as {path.suffix.removeprefix('.') or 'a dataset'} ({first_line(error)})"
+            raise refuse(key, path, f"{why}; give a parquet file with verl's columns.") from None
         for column, effect in _COLUMNS.items():
             if column in columns:
                 raise refuse(key, path, f"its column `{column}` {effect}; remove it from the dataset.")

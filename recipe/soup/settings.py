@@ -169,6 +169,11 @@ def refuse(key: str, value: object, why: str) -> SystemExit:
     return SystemExit(f"{key}={value}: {why}")
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, short enough for a refusal."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def parse_settings(config: DictConfig | None, response_length: int) -> SoupSettings:
     """Read and check `algorithm.soup`.
 

@@ -70,3 +70,5 @@ def show(args: argparse.Namespace) -> None:
                 left -= 1
         if not left:
             break
+    if left == args.count:
+        console.print("No sample here has a historical prefix; --all shows the others.")

@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 from statistics import mean, median
@@ -18,12 +19,29 @@ TRAINING = {"critic/score/mean": "reward", "soup/train/groups_with_signal": "gro
 QUARTER = 4
 
 
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step; step 0 is the validation before training. What was no number (written as null) is left out."""
+def earlier_metrics(path: Path) -> Path:
+    """Where a run that was resumed has the metrics from before: verl's file logger begins its file anew."""
+    return path.with_name(f"{path.name}.earlier")
+
+
+def _by_step(path: Path) -> dict[int, dict[str, float]]:
     return {
         entry["step"]: {key: value for key, value in entry["data"].items() if value is not None}
         for entry in read_json_lines(path)
     }
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, also those from before the run was resumed; step 0 is the validation before training.
+
+    What was no number (written as null) is left out.
+    """
+    metrics = _by_step(path)
+    earlier = _by_step(earlier_metrics(path)) if earlier_metrics(path).exists() else {}
+    # What was trained again counts as it was the last time.
+    began = min(metrics, default=math.inf)
+    kept = {step: values for step, values in earlier.items() if step <= began}
+    return {step: {**kept.get(step, {}), **metrics.get(step, {})} for step in {**kept, **metrics}}
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:

@@ -126,7 +126,10 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="actor_rollout_ref.rollout.temperature")
     parser.add_argument("--foreign", help="model folder that algorithm.soup.snapshot.policy named, if it did")
     args = parser.parse_args()
-    comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
+    try:
+        comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
     for segment, comparison in comparisons.items():
         if not comparison.claimed:
             print(f"{segment}: no tokens")

@@ -18,6 +18,8 @@ from recipe.soup.compare.study import DRIVERS, Run, Study
 from recipe.soup.settings import refuse
 
 POLL_SECONDS = 0.5
+HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
+"""Stands in the last line that Hydra writes after an exception, and tells nothing of it."""
 SHOWN = 4
 """Running runs that the progress bar names."""
 
@@ -55,7 +57,10 @@ def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
 
     from recipe.soup.compare.on_ray import RayRun
 
-    ray.init(address, log_to_driver=False)
+    try:
+        ray.init(address, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise refuse("--ray", address, f"{' '.join(str(error).split())} Leave --ray out to use this machine.") from None
     return lambda run: RayRun(partial(start, run, study.driver))
 
 
@@ -63,7 +68,8 @@ def _reason(run: Run, process: Any) -> str:
     log = run.folder / "log.txt"
     if not log.exists():  # it never came so far: a node without this folder, or a lost one
         return str(getattr(process, "error", None) or f"it left nothing in {run.folder}")
-    return f"{' '.join(log.read_text().strip().splitlines()[-1:])} (see {log})"
+    lines = [line for line in log.read_text().splitlines() if line.strip() and HYDRAS_ADVICE not in line]
+    return f"{' '.join(lines[-1:])} (see {log})"
 
 
 def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) -> list[Run]:
@@ -73,10 +79,18 @@ def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) 
         out: the study's folder; a study that was killed goes on there.
         jobs: runs beside each other; on the real path 1.
         ray_address: of a cluster that runs the lab's runs, a core each; None: this machine.
+
+    Raises:
+        SystemExit: `jobs` or the cluster cannot be used, or a finished run with other settings is in the way.
     """
     if jobs > 1 and study.driver == "main_ppo":
         # verl's TransferQueue is one per cluster: two runs would train on each other's samples.
         raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
+    if jobs < 1:
+        raise refuse("--jobs", jobs, "at least one run must run; use 1 or more.")
+    for run in study.in_folder(out):
+        if run.was_another:
+            raise refuse("--out", out, f"{run.folder} has a run with other settings; move it away, or give another.")
     launch = _starter(study, ray_address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no run outlives this process
     waiting = [run for run in study.in_folder(out) if not run.is_done]

@@ -3,6 +3,7 @@
 import base64
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
@@ -11,6 +12,8 @@ from recipe.soup.compare.plots import curves, outcomes
 from recipe.soup.compare.results import Result, figures, per_problem, tries
 from recipe.soup.pass_at_k import PASS_AT
 
+ONE_A_RUN = ("greedy", "entropy", "training groups with signal")
+"""Figures whose paired differences have an interval over seeds alone."""
 PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
 
 
@@ -42,7 +45,7 @@ def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
 
 
 def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.DataFrame:
-    """pass@k minus that of the twin with the same seed; only seeds and problems that both have."""
+    """Minus the twin with the same seed: pass@k on the problems that both have, then what is one number a run."""
     twins = {run.seed: run for run in results[baseline]}
     rows = {}
     for name, runs in results.items():
@@ -54,7 +57,12 @@ def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.Data
             for k in (k for k in PASS_AT if k <= min(tries(run.after) for run in both)):
                 ours, theirs = ([per_problem(pair[i].after, k, problems) for pair in pairs] for i in (0, 1))
                 rows[name][f"pass@{k}"] = as_interval(paired_interval(ours, theirs), "+")
-    return pd.DataFrame.from_dict(rows, orient="index")
+            ends = [tuple(figures(run) for run in pair) for pair in pairs]
+            for key in ONE_A_RUN:
+                if all(key in end for pair in ends for end in pair):
+                    values = ([np.array([pair[i][key]]) for pair in ends] for i in (0, 1))
+                    rows[name][key] = as_interval(paired_interval(*values), "+")
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def as_markdown(table: pd.DataFrame) -> str:

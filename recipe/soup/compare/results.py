@@ -70,10 +70,13 @@ def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result
     """
     if not metrics.exists():
         raise SystemExit(f"{metrics}: no such file; a run of verl writes it with trainer.logger=[console,file].")
-    dumps = {int(path.stem): path for path in validation.glob("*.jsonl")}
+    by_step = read_metrics(metrics)
+    # A run that starts anew leaves the dumps of the one before: only what this one validated counts.
+    validated = {step for step, values in by_step.items() if any(key.startswith("val-") for key in values)}
+    dumps = {int(path.stem): path for path in validation.glob("*.jsonl") if int(path.stem) in validated}
     before = correct_samples(dumps[0]) if 0 in dumps else {}
     after = correct_samples(dumps[max(dumps)]) if dumps else {}
-    return Result(name, seed, read_metrics(metrics), before, after)
+    return Result(name, seed, by_step, before, after)
 
 
 def tries(counts: Counts) -> int:
@@ -93,8 +96,15 @@ def pass_curve(counts: Counts) -> dict[int, float]:
 
 
 def generated_tokens(result: Result) -> pd.Series:
-    """Tokens that each step sampled: what its own policy wrote, and prefixes for later steps."""
-    return result.column("soup/train/continuation/tokens").add(result.column("soup/cost/seed_tokens"), fill_value=0)
+    """Tokens that each step sampled: what its own policy wrote, and prefixes for later steps.
+
+    Of a run without our metrics: all tokens of its responses, from verl's own.
+    """
+    written = result.column("soup/train/continuation/tokens")
+    if written.empty:
+        prompt, response = result.column("prompt_length/mean"), result.column("response_length/mean")
+        return (result.column("perf/total_num_tokens") * response / (prompt + response)).dropna()
+    return written.add(result.column("soup/cost/seed_tokens"), fill_value=0)
 
 
 def figures(result: Result) -> dict[str, float]:

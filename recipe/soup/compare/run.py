@@ -6,11 +6,12 @@ from pathlib import Path
 from recipe.soup.compare.execute import execute
 from recipe.soup.compare.report import write_report
 from recipe.soup.compare.results import Result, read_result
-from recipe.soup.compare.study import DRIVERS, read_study
+from recipe.soup.compare.study import DRIVERS, read_study, seed_overrides
 
 EXAMPLES = """examples:
   soup compare examples/countdown/studies/first.yaml --jobs 2
   soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
+  soup compare --from-logs grpo=a/0.jsonl grpo=a/1.jsonl soup=b/0.jsonl soup=b/1.jsonl
 """
 
 
@@ -22,7 +23,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray", metavar="ADDRESS", help="of a Ray cluster that runs the lab's runs (auto: the one here)")
     add("--only", nargs="+", metavar="NAME", help="of the study's runs only these, and the baseline")
     add("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
-    add("--from-logs", nargs="+", help="[NAME=]metrics.jsonl of verl; the first is the baseline")
+    add(
+        "--from-logs",
+        nargs="+",
+        metavar="LOG",
+        help="[NAME=]metrics.jsonl of verl; the first is the baseline; logs with the same NAME are its seeds, in order",
+    )
+
+
+def read_logs(given: list[str]) -> dict[str, list[Path]]:
+    """Logs by name: given as NAME=, where one name may stand before several seeds, or each the name of its file.
+
+    Raises:
+        SystemExit: two logs without a name have equal file names.
+    """
+    logs: dict[str, list[Path]] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if Path(text).exists() or not path:  # a path may have a = in it
+            name, path = Path(text).stem, text
+            if name in logs:
+                raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
+        logs.setdefault(name, []).append(Path(path))
+    return logs
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -31,22 +54,22 @@ def compare(args: argparse.Namespace) -> None:
         raise SystemExit("soup compare: give a study, or --from-logs.")
     results: dict[str, list[Result]] = {}
     if args.from_logs:
-        logs = {name or Path(log).stem: Path(log) for name, _, log in (text.rpartition("=") for text in args.from_logs)}
-        if len(logs) < len(args.from_logs):
-            raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
-        for name, path in logs.items():
-            dumps = [path.with_suffix("") / "validation", path.parent / "validation"]
-            validation = next((folder for folder in dumps if folder.exists()), dumps[0])
-            results[name] = [read_result(name, 0, path, validation)]
-        baseline, out = next(iter(logs)), args.out or Path("comparison")
-        commands = {name: str(path) for name, path in logs.items()}
+        logs = read_logs(args.from_logs)
+        for name, paths in logs.items():
+            for seed, path in enumerate(paths):
+                dumps = [path.with_suffix("") / "validation", path.parent / "validation"]
+                validation = next((folder for folder in dumps if folder.exists()), dumps[0])
+                results.setdefault(name, []).append(read_result(name, seed, path, validation))
+        baseline, out = next(iter(logs)), args.out or Path("runs") / "comparison"
+        commands = {name: " ".join(map(str, paths)) for name, paths in logs.items()}
     else:
         study = read_study(args.study)
         if args.only:
             study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
         # A cluster gets all of them at once, and starts as many as it has cores for.
-        failed = execute(study, out, args.jobs or (len(study.in_folder(out)) if args.ray else 1), args.ray)
+        jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
+        failed = execute(study, out, jobs, args.ray)
         for run in study.in_folder(out):
             if run.is_done:
                 results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))
@@ -54,7 +77,8 @@ def compare(args: argparse.Namespace) -> None:
             raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
         module = DRIVERS[study.driver][0]
         commands = {
-            name: " ".join(["python -m", module, *study.common, *overrides]) for name, overrides in study.runs.items()
+            name: " ".join(["python -m", module, *study.common, *overrides, *seed_overrides("SEED")])
+            for name, overrides in study.runs.items()
         }
         baseline = study.baseline
         if failed:

@@ -18,6 +18,11 @@ KEYS = ("driver", "baseline", "seeds", "common", "runs")
 OPTIONAL = ("first_seeds",)
 
 
+def seed_overrides(seed: int | str) -> list[str]:
+    """What a seed is, as overrides: of the order of the data, and of sampling."""
+    return [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
+
+
 @dataclass(frozen=True)
 class Run:
     """One configuration with one seed.
@@ -44,14 +49,27 @@ class Run:
         return self.folder / "validation"
 
     @property
+    def _mark(self) -> Path:
+        return self.folder / "done"
+
+    @property
+    def _settings(self) -> str:
+        """Its overrides, wherever its folder is: a study may be moved."""
+        return "\n".join(self.overrides).replace(str(self.folder), "FOLDER")
+
+    @property
     def is_done(self) -> bool:
         """Whether it has come to its end with these very overrides."""
-        mark = self.folder / "done"
-        return mark.exists() and mark.read_text() == "\n".join(self.overrides)
+        return self._mark.exists() and self._mark.read_text() == self._settings
+
+    @property
+    def was_another(self) -> bool:
+        """Whether a run with other overrides has come to its end in its folder."""
+        return self._mark.exists() and not self.is_done
 
     def mark_done(self) -> None:
         """Remember that it has come to its end, and with what."""
-        (self.folder / "done").write_text("\n".join(self.overrides))
+        self._mark.write_text(self._settings)
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,7 @@ class Study:
                 if number >= self.first_seeds.get(name, len(self.seeds)):
                     continue
                 folder = (out / name / f"seed_{seed}").absolute()
-                seeded = [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
-                seeded += [f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
+                seeded = [*seed_overrides(seed), f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
                 seeded += [f"trainer.validation_data_dir='{folder / 'validation'}'", "trainer.resume_mode=disable"]
                 seeded += [f"trainer.default_local_dir='{folder / 'checkpoints'}'"]
                 seeded += [f"trainer.rollout_data_dir='{folder / 'samples'}'"]
@@ -111,7 +128,12 @@ def read_study(path: Path) -> Study:
     """
     if not path.exists():
         raise refuse("study", path, "no such file; examples are in examples/countdown/studies.")
-    content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise refuse("study", path, f"is no YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise refuse("study", path, f"has no keys; it needs {', '.join(KEYS)}.")
     for key in KEYS:
         if key not in content:
             raise refuse("study", path, f"`{key}` is missing; it needs {', '.join(KEYS)}.")

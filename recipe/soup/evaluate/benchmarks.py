@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipe.soup.evaluate.boxed import last_box
+from recipe.soup.settings import first_line
 
 Row = dict[str, Any]
 
@@ -237,14 +238,10 @@ def _from_hub(name: str) -> tuple[int, Iterable[Row]]:
         rows: Any = load_dataset(dataset.repository, dataset.config, split=dataset.split)
     except Exception as error:  # the hub's client has a dozen of its own
         raise SystemExit(
-            f"{name}: {dataset.repository} could not be loaded from the Hugging Face hub ({_reason(error)}): "
+            f"{name}: {dataset.repository} could not be loaded from the Hugging Face hub ({first_line(error)}): "
             f"download it where there is network, then python -m examples.data.prepare {name} --from FILE."
         ) from error
     return len(rows), rows
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
@@ -270,7 +267,7 @@ def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
         else:
             raise SystemExit(f"{name}: {source}: give a .parquet, .json, .jsonl or .csv file, or a folder of parquet.")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{name}: {source} cannot be read ({_reason(error)}).") from error
+        raise SystemExit(f"{name}: {source} cannot be read ({first_line(error)}).") from error
     return len(rows), rows
 
 

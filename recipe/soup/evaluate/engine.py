@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from recipe.soup.settings import refuse
+from recipe.soup.settings import first_line, refuse
 from verl_ext.cpu import CPU_ENV
 from verl_ext.cpu.vllm_distribution import CPU_BUILD
 
@@ -68,7 +68,11 @@ class Engine:
         from transformers import AutoConfig, AutoTokenizer
         from vllm import LLM
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            why = f"no model of that name can be loaded, from a folder or the hub ({first_line(error)})"
+            raise refuse("model", model, f"{why}; download it first where there is a network.") from None
         if not self._tokenizer.chat_template:
             raise refuse("model", model, "its tokenizer has no chat template, in which problems are asked.")
         self._max_tokens, self._sampling = max_tokens, sampling

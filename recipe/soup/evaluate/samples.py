@@ -34,7 +34,7 @@ def open_samples(
     """
     beside = path.with_suffix(".settings.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if beside.exists():
+    if path.exists() and beside.exists():
         earlier = json.loads(beside.read_text())
         for key, value in settings.items():
             if earlier.get(key) != value:

@@ -53,6 +53,8 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     f"{ROLLOUT}.val_kwargs.top_p": (1.0,),
     f"{ROLLOUT}.val_kwargs.top_k": (-1, 0),
     f"{ROLLOUT}.val_kwargs.do_sample": (True,),
+    f"{ROLLOUT}.ignore_eos": (False,),
+    "data.custom_cls.path": (None,),
     "data.shuffle": (True,),
     "trainer.critic_warmup": (0,),
     "trainer.v1.trainer_mode": ("soup",),

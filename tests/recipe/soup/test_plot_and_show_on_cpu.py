@@ -148,6 +148,16 @@ def test_brackets_where_there_are_no_colours(
     assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out
 
 
+def test_no_prefixes_are_said_to_be_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for dump in (run / "samples").glob("*.jsonl"):
+        rows = [{**json.loads(line), "prefix_length": 0} for line in dump.read_text().splitlines()]
+        dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    soup(monkeypatch, "show", run)
+    assert "No sample here has a historical prefix; --all shows" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

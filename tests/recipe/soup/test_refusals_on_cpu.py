@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from recipe.soup.callbacks import RefuseWrongConfig
 from recipe.soup.prefixes import PrefixBank
 from recipe.soup.refusals import BANK_FILE, check_config
 from recipe.soup.settings import parse_settings
@@ -324,7 +325,27 @@ def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE" in sentence(composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
+    refusal = sentence(composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
+    assert "download it first, or run with HF_HUB_OFFLINE=0" in refusal
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("train.parquet", "version https://git-lfs.github.com/spec/v1"), ("train.csv", "prompt\nx"), ("train.json", "{")],
+)
+def test_a_dataset_that_cannot_be_read_is_refused(composed: Compose, tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert "cannot be read as" in sentence(composed(*BASE, f"data.train_files={tmp_path / name}"))
+    assert "cannot be read as a dataset" in sentence(composed(*BASE, f"data.train_files={tmp_path}"))
+
+
+def test_a_check_that_breaks_stops_the_run(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: object) -> None:
+        raise KeyError("missing")
+
+    monkeypatch.setattr("recipe.soup.refusals.check_config", broken)
+    with pytest.raises(SystemExit, match=r"KeyError.*bug of ours"):
+        RefuseWrongConfig().on_job_start(composed(*BASE))
 
 
 @pytest.mark.parametrize("column", ["agent_name", "__do_sample__", "__rollout_n__"])

@@ -9,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from recipe.soup.callbacks import ShowResult, metrics_file
-from recipe.soup.summary import summary, validation_accuracy
+from recipe.soup.summary import read_metrics, summary, validation_accuracy
 
 
 def write(path: Path, entries: dict[int, dict[str, float]]) -> Path:
@@ -55,7 +55,7 @@ def result(folder: Path, monkeypatch: pytest.MonkeyPatch, status: JobStatus, log
     (folder / "countdown").mkdir()
     (folder / "old").mkdir()
     os.utime(folder / "old", (1, 1))
-    trainer = {"project_name": "countdown", "experiment_name": "one", "logger": logger}
+    trainer = {"project_name": "countdown", "experiment_name": "one", "logger": logger, "resume_mode": "disable"}
     folders = {"rollout_data_dir": None, "validation_data_dir": "new", "default_local_dir": "old"}
     config = OmegaConf.create({"trainer": {**trainer, **folders}})
     callback = ShowResult()
@@ -84,6 +84,27 @@ def test_no_result_no_words(
 ) -> None:
     result(tmp_path, monkeypatch, status, logger)
     assert not capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in step 4, and again in step 6; each time the file logger begins anew behind the last checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "countdown").mkdir()
+    path = tmp_path / "countdown/one.jsonl"
+    trainer = {"project_name": "countdown", "experiment_name": "one", "logger": ["file"], "resume_mode": "auto"}
+    config = OmegaConf.create({"trainer": trainer})
+    for attempt, steps in enumerate([(0, 1, 2, 3), (2, 3, 4, 5), (5, 6)]):
+        ShowResult().on_job_start(config)
+        write(path, {step: {"attempt": attempt} for step in steps})
+    with path.open("a") as file:
+        file.write('{"step": 7, "da')  # killed while it wrote
+    metrics = read_metrics(path)
+    assert {step: values["attempt"] for step, values in metrics.items()} == {0: 0, 1: 0, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
+    ShowResult().on_job_start(config)
+    assert read_metrics(path).keys() == metrics.keys()
+    config.trainer.resume_mode = "disable"
+    ShowResult().on_job_start(config)
+    assert list(read_metrics(path)) == [5, 6]
 
 
 def test_summary_of_a_run_that_was_killed_before_its_first_step(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from recipe.soup.compare.execute import execute
 from recipe.soup.compare.intervals import mean_interval, paired_interval
 from recipe.soup.compare.plots import curves
 from recipe.soup.compare.report import write_report
-from recipe.soup.compare.results import Result, correct_samples, figures, pass_curve, read_result
+from recipe.soup.compare.results import (
+    Result,
+    correct_samples,
+    figures,
+    generated_tokens,
+    pass_curve,
+    read_result,
+)
+from recipe.soup.compare.run import read_logs
 from recipe.soup.compare.study import Run, Study, read_study
 
 PROBLEMS, TRIES = 6, 8
@@ -93,6 +101,13 @@ def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, wo
     with pytest.raises(SystemExit) as refusal:
         read_study(path)
     assert all(word in str(refusal.value) for word in words)
+
+
+@pytest.mark.parametrize(("text", "words"), [("runs: [", "is no YAML"), ("- a\n- b\n", "has no keys")])
+def test_a_file_that_is_no_study(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=f"study.yaml: {words}"):
+        read_study(tmp_path / "study.yaml")
 
 
 def test_the_examples_are_studies(countdown_dir: Path) -> None:
@@ -195,13 +210,46 @@ def test_the_real_path_uses_a_cluster_by_itself(tmp_path: Path) -> None:
         execute(study, tmp_path, jobs=1, ray_address="auto")
 
 
-def test_a_run_whose_overrides_changed_is_not_done(study_file: Path, tmp_path: Path, driver: Path) -> None:
+def test_a_finished_run_with_other_settings_is_neither_used_nor_deleted(
+    study_file: Path, tmp_path: Path, driver: Path
+) -> None:
     execute(read_study(study_file), tmp_path / "out", jobs=2)
     changed = Study(**{**STUDY, "common": [*STUDY["common"], "trainer.total_training_steps=9"]})
     assert not any(run.is_done for run in changed.in_folder(tmp_path / "out"))
-    execute(changed, tmp_path / "out", jobs=2)
-    assert len(driver.read_text().split()) == 8
-    assert all(run.is_done for run in changed.in_folder(tmp_path / "out"))
+    with pytest.raises(SystemExit, match=r"grpo/seed_0 has a run with other settings; move it away"):
+        execute(changed, tmp_path / "out", jobs=2)
+    assert len(driver.read_text().split()) == 4
+    assert all(run.metrics.exists() for run in changed.in_folder(tmp_path / "out"))
+
+
+def test_a_study_may_be_moved(study_file: Path, tmp_path: Path, driver: Path) -> None:
+    execute(read_study(study_file), tmp_path / "out", jobs=2)
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    execute(read_study(study_file), tmp_path / "elsewhere", jobs=2)
+    assert len(driver.read_text().split()) == 4
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_no_jobs_is_refused(jobs: int, study_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"--jobs={jobs}: at least one"):
+        execute(read_study(study_file), tmp_path, jobs)
+
+
+def test_no_cluster_is_a_sentence(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(SystemExit, match=r"--ray=auto: Could not find .* Leave --ray out"):
+        execute(read_study(study_file), tmp_path, jobs=1, ray_address="auto")
+
+
+def test_the_reason_of_a_failure_is_not_hydras_advice(tmp_path: Path) -> None:
+    [run, *_] = Study(**STUDY).in_folder(tmp_path)
+    run.folder.mkdir(parents=True)
+    advice = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+    (run.folder / "log.txt").write_text(f"ValueError: the reason\n\n{advice}\n")
+    assert execution._reason(run, None).startswith("ValueError: the reason (see")
 
 
 def test_the_real_path_runs_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +286,18 @@ def test_figures_are_those_of_the_logs(tmp_path: Path) -> None:
     assert row["training entropy"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert "entropy" not in row  # of validation, which this run did not measure
     assert pass_curve({"a": (4, 8)})[2] == pytest.approx(1 - (4 * 3) / (8 * 7))
+
+
+def test_dumps_of_an_earlier_run_do_not_count(tmp_path: Path) -> None:
+    write_run(tmp_path / "m.jsonl", tmp_path / "v", [1] * PROBLEMS)
+    (tmp_path / "v" / "3.jsonl").rename(tmp_path / "v" / "9.jsonl")  # of one that went on to step 9
+    write_run(tmp_path / "m.jsonl", tmp_path / "v", [2] * PROBLEMS)
+    assert set(read_result("soup", 0, tmp_path / "m.jsonl", tmp_path / "v").after.values()) == {(2, TRIES)}
+
+
+def test_tokens_of_a_run_without_our_metrics() -> None:
+    lengths = {"prompt_length/mean": 9.0, "response_length/mean": 11.0, "perf/total_num_tokens": 20.0 * 64}
+    assert generated_tokens(Result("verl", 0, {1: lengths, 2: lengths}, {}, {})).tolist() == [704, 704]
 
 
 def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
@@ -284,6 +344,9 @@ def test_the_report_has_a_row_for_each_configuration_and_opens_from_disk(tmp_pat
     markdown, page = (tmp_path / "report" / "report.md").read_text(), (tmp_path / "report" / "report.html").read_text()
     assert "| soup | 2 | 6 | +0.125 (+0.125 to +0.125)" in markdown  # one of eight samples more, on every problem
     assert "| grpo | 2 | 6 | 0.312" in markdown
+    assert "| pass@8 | training groups with signal |" in markdown
+    assert "+0.000 (+0.000 to +0.000) |\n" in markdown  # groups with a signal, the same in both
+    assert "pass@16" not in markdown.split("Minus")[1].splitlines()[2]
     assert "0.312" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
@@ -299,6 +362,27 @@ def test_the_logs_of_any_run_of_verl_do(
     main()
     assert str(tmp_path / "out" / "report.html") in capsys.readouterr().out
     assert "| soup | 1 | 6 | +0.000" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_logs_of_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    for name in ("grpo", "soup"):
+        for seed in (0, 1):
+            log = tmp_path / f"lr=1e-4/{name}{seed}.jsonl"  # as Hydra names the folders of a sweep
+            write_run(log, log.with_suffix("") / "validation", [seed + (name == "soup")] * PROBLEMS)
+            given.append(f"{name}={log}")
+    monkeypatch.setattr(sys, "argv", ["soup", "compare", "--from-logs", *given, "--out", str(tmp_path / "out")])
+    main()
+    assert "| soup | 2 | 6 | +0.125 (+0.125 to +0.125)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_logs_with_equal_names(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "lr=1" / "one.jsonl" for folder in ("a", "b")]
+    for path in paths:
+        write_run(path, path.parent / "v", [1] * PROBLEMS)
+    with pytest.raises(SystemExit, match="two logs have the same name"):
+        read_logs([str(path) for path in paths])
+    assert read_logs([str(paths[0])]) == {"one": [paths[0]]}
 
 
 def test_a_study_without_its_baseline_says_so(

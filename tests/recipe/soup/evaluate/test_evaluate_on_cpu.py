@@ -124,6 +124,9 @@ def row(number: int, of: Problem, output: str = "") -> dict[str, Any]:
 def test_other_settings_and_other_problems_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     open_samples(path, {"temperature": 1.0}, 2, [])
+    assert open_samples(path, {"temperature": 0.7}, 2, []) == {}  # nothing was sampled yet, or it was deleted
+    open_samples(path, {"temperature": 1.0}, 2, [])
+    path.touch()
     with pytest.raises(SystemExit, match=r"temperature=0.5: .* was begun with 1.0; give another --out"):
         open_samples(path, {"temperature": 0.5}, 2, [])
     add_problem(path, [row(0, problem("a"))] * 2)
