@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
+
+from verl_ext.console import QuietConsole
 
 Compose = Callable[..., DictConfig]
 Start = Callable[..., list[str]]
@@ -137,7 +140,8 @@ def test_without_an_algorithm_it_says_how_it_is_used(script: Path, arguments: li
 def test_the_groups_file_sets_only_keys_that_exist(composed: Compose) -> None:
     """Hydra refuses unknown keys on the command line, but not in a group's file."""
     known = leaves(composed("algorithm=soup")).keys() | {
-        ".ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_ROOT"
+        ".ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_ROOT",
+        *(f".hydra.callbacks.console.{key}" for key in ("_target_", *signature(QuietConsole).parameters)),
     }
     group = OmegaConf.load(ROOT / "examples" / "math" / "config" / "example" / "math.yaml")
     assert leaves(group).keys() <= known
