@@ -6,8 +6,8 @@
 #   benchmarks/gpu.sh cost lookahead|replay|snapshot      # mixed against unmixed steps in bf16, blocks of one run
 #
 # Further arguments (key=value) go to verl; `cost` also takes those of benchmarks.step_cost, such as --blocks 5.
-# Without flash-attn: actor_rollout_ref.model.use_remove_padding=false \
-#                     +actor_rollout_ref.model.override_config.attn_implementation=sdpa
+# `cost` without flash-attn: actor_rollout_ref.model.use_remove_padding=false \
+#                            +actor_rollout_ref.model.override_config.attn_implementation=sdpa
 set -euo pipefail
 cd "$(dirname "$0")/.."
 usage="Say what to do: $0 exact|cost lookahead|replay|snapshot [key=value ...]"
@@ -35,7 +35,9 @@ if [ "$check" = cost ]; then
 fi
 
 # A learning rate at which a version differs from the next by more than rounding. `replay` needs prompts that come back.
+# flash-attn knows no fp32.
 run=$PWD/runs/gpu_exact_$source
+rm -rf "$run"
 python -m verl.trainer.main_ppo algorithm=soup algorithm.soup.source="$source" "${common[@]}" \
     algorithm.soup.warm_start=pure data.train_batch_size=16 data.train_max_samples=32 trainer.total_epochs=2 \
     data.max_response_length=256 algorithm.soup.prefix_length.max=128 $rollout.max_model_len=320 \
@@ -44,5 +46,7 @@ python -m verl.trainer.main_ppo algorithm=soup algorithm.soup.source="$source" "
     +$actor.fsdp_config.mixed_precision='{param_dtype: fp32, reduce_dtype: fp32, buffer_dtype: fp32}' \
     trainer.total_training_steps=4 trainer.save_freq=1 trainer.default_local_dir="$run/checkpoints" \
     trainer.rollout_data_dir="$run/samples" '+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_ROOT=runs' \
+    actor_rollout_ref.model.use_remove_padding=false \
+    +actor_rollout_ref.model.override_config.attn_implementation=sdpa \
     "$actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]" "$@"
 python -m recipe.soup.verify --samples "$run/samples" --checkpoints "$run/checkpoints" --base-model "$model"

@@ -30,7 +30,8 @@ from typing import Any
 import wrapt
 
 from benchmarks.report import machine, render
-from recipe.soup.summary import PHASES, read_metrics
+from recipe.soup.metrics_file import read_metrics
+from recipe.soup.summary import PHASES
 
 BLOCK_LENGTH = "SOUP_BENCHMARK_BLOCK_LENGTH"
 SOURCES = ("lookahead", "snapshot", "replay")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from recipe.soup.summary import read_metrics
+from recipe.soup.metrics_file import read_metrics
 from recipe.soup.verify import Comparison
 
 TOLERANCE = 1e-5  # nats

@@ -1,7 +1,5 @@
 """Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.json_lines import read_json_lines
-from recipe.soup.summary import earlier_metrics
+from recipe.soup.metrics_file import metrics_file
 from verl_ext.callbacks import require_supported_verl
 
 FOLDERS = {
@@ -37,27 +34,6 @@ class RefuseWrongConfig(Callback):
             raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
 
 
-def metrics_file(config: DictConfig) -> Path:
-    """Where verl's file logger writes a run's metrics."""
-    told = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-    environ = {**os.environ, **told}
-    if path := environ.get("VERL_FILE_LOGGER_PATH"):
-        return Path(path)
-    root = Path(environ.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser()
-    return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
-
-
-def keep_earlier_metrics(config: DictConfig) -> None:
-    """Put the metrics of a run that will be resumed where `read_metrics` finds them."""
-    path = metrics_file(config)
-    earlier = earlier_metrics(path)
-    if config.trainer.resume_mode == "disable":
-        earlier.unlink(missing_ok=True)
-    elif path.exists():
-        with earlier.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in read_json_lines(path))
-
-
 def _written_since(path: Path, moment: float) -> bool:
     """Whether a file, or one in the folder, has been written since then: earlier runs may have left others."""
     return path.exists() and any(item.stat().st_mtime >= moment for item in (path, *path.glob("*")))
@@ -68,7 +44,6 @@ class ShowResult(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._began = time.time() - CLOCK_SECONDS
-        keep_earlier_metrics(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         path = metrics_file(config)

@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from recipe.soup.metrics_file import read_metrics
 from recipe.soup.settings import refuse
-from recipe.soup.summary import read_metrics
 
 EXAMPLES = """examples:
   soup plot runs/countdown/soup.jsonl

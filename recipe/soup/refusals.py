@@ -5,6 +5,7 @@ Each check raises a SystemExit with one sentence: Hydra would swallow another ex
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def _columns(path: Path) -> list[str]:
     """Column names of a dataset in one of the forms that verl reads."""
     if path.suffix == ".parquet":
         return parquet.read_schema(path).names
-    return list(pd.read_json(path, lines=path.suffix == ".jsonl").columns)
+    if path.suffix != ".jsonl":
+        with suppress(ValueError):  # lines, in a file called .json
+            return list(pd.read_json(path).columns)
+    return list(pd.read_json(path, lines=True).columns)
 
 
 def _check_data(config: DictConfig) -> None:

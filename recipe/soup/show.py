@@ -70,5 +70,5 @@ def show(args: argparse.Namespace) -> None:
                 left -= 1
         if not left:
             break
-    if left == args.count:
+    if left == args.count and left and not args.all:
         console.print("No sample here has a historical prefix; --all shows the others.")

@@ -5,43 +5,17 @@ Example:
 """
 
 import argparse
-import math
 import re
 from pathlib import Path
 from statistics import mean, median
 
-from recipe.soup.json_lines import read_json_lines
+from recipe.soup.metrics_file import read_metrics
 
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
 VALIDATION = {"^val-core/.*/mean@": "accuracy", r"^soup/val/.*pass@(\d+)$": "pass@{}", "^soup/val/entropy$": "entropy"}
 """Rows of the table, by the metrics whose mean over data sources they are; all from unmixed validation."""
 TRAINING = {"critic/score/mean": "reward", "soup/train/groups_with_signal": "groups with signal"}
 QUARTER = 4
-
-
-def earlier_metrics(path: Path) -> Path:
-    """Where a run that was resumed has the metrics from before: verl's file logger begins its file anew."""
-    return path.with_name(f"{path.name}.earlier")
-
-
-def _by_step(path: Path) -> dict[int, dict[str, float]]:
-    return {
-        entry["step"]: {key: value for key, value in entry["data"].items() if value is not None}
-        for entry in read_json_lines(path)
-    }
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, also those from before the run was resumed; step 0 is the validation before training.
-
-    What was no number (written as null) is left out.
-    """
-    metrics = _by_step(path)
-    earlier = _by_step(earlier_metrics(path)) if earlier_metrics(path).exists() else {}
-    # What was trained again counts as it was the last time.
-    began = min(metrics, default=math.inf)
-    kept = {step: values for step, values in earlier.items() if step <= began}
-    return {step: {**kept.get(step, {}), **metrics.get(step, {})} for step in {**kept, **metrics}}
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:

@@ -23,6 +23,7 @@ from verl.utils.device import get_device_name
 from recipe.soup.agent_loop import ORDERS_KEY
 from recipe.soup.algorithm import soup_loss, weigh_decoupled
 from recipe.soup.history import HistoricalReplicas
+from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
@@ -130,6 +131,8 @@ class SoupStages(UpdateStage, ValidationStage):
         replicas += self.history.replicas if self.history is not None else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
+        if "file" in self.config.trainer.logger:
+            keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
         with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
             super().fit(agent_loop_manager)
 

@@ -111,6 +111,11 @@ def test_the_gpu_benchmark_composes_and_is_accepted(
         config = composed("algorithm=soup", *[line for line in overrides if line != "algorithm=soup"])
         check_config(config)
         assert config.algorithm.soup.lag == 2
+        in_fp32 = config.actor_rollout_ref.rollout.dtype == "float32"
+        assert in_fp32 == (call == exact)
+        # flash-attn, verl's default, knows no fp32.
+        model_config = config.actor_rollout_ref.model
+        assert in_fp32 == (model_config.override_config.get("attn_implementation") == "sdpa")
 
 
 def random_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,9 @@ def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.Data
             for key in ONE_A_RUN:
                 if all(key in end for pair in ends for end in pair):
                     values = ([np.array([pair[i][key]]) for pair in ends] for i in (0, 1))
-                    rows[name][key] = as_interval(paired_interval(*values), "+")
+                    interval = paired_interval(*values)
+                    # One pair has no spread between seeds.
+                    rows[name][key] = as_interval(interval, "+") if len(pairs) > 1 else f"{interval[0]:+.3f}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 

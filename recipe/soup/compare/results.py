@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from recipe.soup.json_lines import read_json_lines
+from recipe.soup.metrics_file import read_metrics
 from recipe.soup.pass_at_k import PASS_AT, pass_at_k, powers_of_two
-from recipe.soup.summary import read_metrics, validation_accuracy
+from recipe.soup.summary import validation_accuracy
 
 LAST = 20
 """Steps over which what is measured in training is averaged."""

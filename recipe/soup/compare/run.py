@@ -38,13 +38,15 @@ def read_logs(given: list[str]) -> dict[str, list[Path]]:
         SystemExit: two logs without a name have equal file names.
     """
     logs: dict[str, list[Path]] = {}
+    unnamed: list[str] = []
     for text in given:
         name, _, path = text.partition("=")
         if Path(text).exists() or not path:  # a path may have a = in it
             name, path = Path(text).stem, text
-            if name in logs:
-                raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
+            unnamed.append(name)
         logs.setdefault(name, []).append(Path(path))
+    if any(len(logs[name]) > 1 for name in unnamed):
+        raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
     return logs
 
 

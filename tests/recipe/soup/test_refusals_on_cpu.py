@@ -355,6 +355,9 @@ def test_a_dataset_that_would_bypass_us_is_refused(composed: Compose, tmp_path: 
     frame = pd.DataFrame({"prompt": ["x"], column: [1]})
     frame.to_parquet(path) if suffix == ".parquet" else frame.to_json(path, orient="records", lines=suffix == ".jsonl")
     assert column in sentence(composed(*BASE, f"data.train_files={path}"))
+    if suffix == ".json":  # verl reads lines there, too
+        frame.to_json(path, orient="records", lines=True)
+        assert column in sentence(composed(*BASE, f"data.train_files={path}"))
 
 
 def test_files_of_a_dataset_class_of_ones_own_are_its_own_affair(composed: Compose) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from recipe.soup.callbacks import ShowResult, metrics_file
-from recipe.soup.summary import read_metrics, summary, validation_accuracy
+from recipe.soup.callbacks import ShowResult
+from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file, read_metrics
+from recipe.soup.summary import summary, validation_accuracy
 
 
 def write(path: Path, entries: dict[int, dict[str, float]]) -> Path:
@@ -86,25 +87,33 @@ def test_no_result_no_words(
     assert not capsys.readouterr().out
 
 
-def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in step 4, and again in step 6; each time the file logger begins anew behind the last checkpoint."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "countdown").mkdir()
-    path = tmp_path / "countdown/one.jsonl"
-    trainer = {"project_name": "countdown", "experiment_name": "one", "logger": ["file"], "resume_mode": "auto"}
-    config = OmegaConf.create({"trainer": trainer})
-    for attempt, steps in enumerate([(0, 1, 2, 3), (2, 3, 4, 5), (5, 6)]):
-        ShowResult().on_job_start(config)
-        write(path, {step: {"attempt": attempt} for step in steps})
+def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path: Path) -> None:
+    """Killed in step 5, and again in step 7, with checkpoints of steps 2 and 5: the file logger begins anew there."""
+    path = tmp_path / "one.jsonl"
+    for attempt, (resumed_at, end) in enumerate([(0, 5), (2, 7), (5, 7)]):
+        keep_earlier_metrics(path, resumed_at)
+        validation = {"step": resumed_at, "data": {"validated": attempt, "nothing": None}}
+        training = [{"step": step, "data": {"trained": attempt}} for step in range(resumed_at + 1, end)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in [validation, *training]))
     with path.open("a") as file:
         file.write('{"step": 7, "da')  # killed while it wrote
     metrics = read_metrics(path)
-    assert {step: values["attempt"] for step, values in metrics.items()} == {0: 0, 1: 0, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
-    ShowResult().on_job_start(config)
-    assert read_metrics(path).keys() == metrics.keys()
-    config.trainer.resume_mode = "disable"
-    ShowResult().on_job_start(config)
+    assert {step: values.get("trained") for step, values in metrics.items()} == {
+        0: None,
+        1: 0,
+        2: 0,
+        3: 1,
+        4: 1,
+        5: 1,
+        6: 2,
+    }
+    assert {s: values["validated"] for s, values in metrics.items() if "validated" in values} == {0: 0, 2: 1, 5: 2}
+    keep_earlier_metrics(path, 0)  # a run that starts anew in the same place
     assert list(read_metrics(path)) == [5, 6]
+    path.unlink()
+    keep_earlier_metrics(path, 5)
+    with pytest.raises(FileNotFoundError):
+        read_metrics(path)
 
 
 def test_summary_of_a_run_that_was_killed_before_its_first_step(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The metrics of a run: where verl's file logger writes them, and what there is by step. Imports no verl."""
+
+import json
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.json_lines import read_json_lines
+
+
+def metrics_file(config: DictConfig) -> Path:
+    """Where verl's file logger writes a run's metrics."""
+    told = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    environ = {**os.environ, **told}
+    if path := environ.get("VERL_FILE_LOGGER_PATH"):
+        return Path(path)
+    root = Path(environ.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser()
+    return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
+
+
+def earlier_metrics(path: Path) -> Path:
+    """Where a run that was resumed has the metrics from before: verl's file logger begins its file anew."""
+    return path.with_name(f"{path.name}.earlier")
+
+
+def keep_earlier_metrics(path: Path, resumed_at: int) -> None:
+    """Before the file logger begins anew, put aside what the run had measured up to the step that it goes on from.
+
+    Args:
+        path: what the file logger will write.
+        resumed_at: step of the checkpoint; 0: none, so that what lies there is another run's.
+    """
+    earlier = earlier_metrics(path)
+    if resumed_at == 0:
+        earlier.unlink(missing_ok=True)
+    elif path.exists():
+        metrics = {step: values for step, values in read_metrics(path).items() if step <= resumed_at}
+        earlier.write_text("".join(json.dumps({"step": s, "data": data}) + "\n" for s, data in metrics.items()))
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step, also those from before the run was resumed; step 0 is the validation before training.
+
+    What was no number (written as null) is left out.
+    """
+    metrics: dict[int, dict[str, float]] = {}
+    earlier = earlier_metrics(path)
+    for file in (earlier, path) if earlier.exists() else (path,):
+        for row in read_json_lines(file):
+            # A resumed run validates once more at the step that it goes on from: a second row of that step.
+            numbers = {key: value for key, value in row["data"].items() if value is not None}
+            metrics.setdefault(row["step"], {}).update(numbers)
+    return metrics
