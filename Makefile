@@ -41,7 +41,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
 	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2
 
-test: check ## every check and test (about twenty minutes on two cores)
+test: check ## every check and test (about 18 minutes on two cores)
 	$(PYTEST)
 
 check: install ## style and types
@@ -49,10 +49,10 @@ check: install ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: install ## tests without Ray (about five minutes)
+unit: install ## tests without Ray (about four minutes)
 	$(PYTEST) -m "not real_run"
 
-real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fifteen minutes)
+real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
 	$(PYTEST) -m real_run
 
 clean: ## the environment and everything that runs wrote here
