@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from recipe.soup.metrics_file import read_metrics
 from recipe.soup.verify import Comparison
 
 TOLERANCE = 1e-5  # nats
+ENGINE_MEAN, ENGINE_MAX = 2e-6, 1e-4  # nats; a rare token's log-prob (-15 and less) is rounded more than a likely one's
 FAR = 1e-2  # what another version's log-probs must be away at least, at its most different token
 STARTED = 600.0  # seconds until the first steps are through, on a busy machine
 
@@ -121,6 +123,13 @@ def assert_exact(comparisons: dict[str, Comparison]) -> None:
         assert max(comparison.claimed) < TOLERANCE, segment
         for distance, differences in comparison.others.items():
             assert max(differences) > FAR, f"{segment}: version {distance:+d} would have passed as well"
+
+
+def assert_engine_agrees(metrics: Iterable[dict[str, float]], segment: str) -> None:
+    """vLLM and the trainer compute in other orders: equal but for rounding, and not the same number twice."""
+    for values in metrics:
+        assert 0 < values[f"soup/{segment}/engine_mismatch/mean"] < ENGINE_MEAN
+        assert values[f"soup/{segment}/engine_mismatch/max"] < ENGINE_MAX
 
 
 def versions_of_prefixes(rows: list[dict]) -> set[int]:

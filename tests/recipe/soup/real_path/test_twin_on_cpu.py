@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from real_run import STARTED, TOLERANCE, RealRun
+from real_run import STARTED, TOLERANCE, RealRun, assert_engine_agrees
 
 from recipe.soup.verify import verify
 
@@ -41,8 +41,9 @@ def test_the_terminal_shows_progress_and_the_result(twin: RealRun) -> None:
 
 
 def test_engine_and_trainer_agree(twin: RealRun) -> None:
-    mismatch = [m["soup/train/continuation/engine_mismatch/max"] for m in twin.metrics("grpo").values()]
-    assert 0 < max(mismatch) < TOLERANCE
+    metrics = twin.metrics("grpo").values()
+    assert len(metrics) == 3
+    assert_engine_agrees(metrics, "train/continuation")
 
 
 def test_validation_is_reported_and_dumped(twin: RealRun) -> None:
