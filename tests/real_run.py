@@ -14,7 +14,7 @@ from recipe.soup.metrics_file import read_metrics
 from recipe.soup.verify import Comparison
 
 TOLERANCE = 1e-5  # nats
-ENGINE_MEAN, ENGINE_MAX = 2e-6, 1e-4  # nats; a rare token's log-prob (-15 and less) is rounded more than a likely one's
+ENGINE_MEAN = 2e-6  # nats
 FAR = 1e-2  # what another version's log-probs must be away at least, at its most different token
 STARTED = 600.0  # seconds until the first steps are through, on a busy machine
 
@@ -125,11 +125,11 @@ def assert_exact(comparisons: dict[str, Comparison]) -> None:
             assert max(differences) > FAR, f"{segment}: version {distance:+d} would have passed as well"
 
 
-def assert_engine_agrees(metrics: Iterable[dict[str, float]], segment: str) -> None:
+def assert_engine_agrees(metrics: Iterable[dict[str, float]], segment: str, largest: float = TOLERANCE) -> None:
     """vLLM and the trainer compute in other orders: equal but for rounding, and not the same number twice."""
     for values in metrics:
         assert 0 < values[f"soup/{segment}/engine_mismatch/mean"] < ENGINE_MEAN
-        assert values[f"soup/{segment}/engine_mismatch/max"] < ENGINE_MAX
+        assert values[f"soup/{segment}/engine_mismatch/max"] < largest
 
 
 def versions_of_prefixes(rows: list[dict]) -> set[int]:
