@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from recipe.soup.compare.records import is_recorded, read_run, write_record
 from recipe.soup.compare.study import DRIVERS, Run, Study
 from recipe.soup.settings import refuse
 
@@ -30,16 +31,18 @@ def command(run: Run, driver: str) -> list[str]:
 
 
 def start(run: Run, driver: str) -> subprocess.Popen:
-    """Start a run anew in its folder; its output goes to `log.txt` there."""
-    shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.mkdir(parents=True)
+    """Start a run in its folder: at its last checkpoint if it was killed, else anew. Its output goes to `log.txt`."""
     line = command(run, driver)
     if driver == "main_ppo":
         line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='{run.metrics}'")
         line.append(f"hydra.run.dir='{run.folder / 'hydra'}'")
-    (run.folder / "command.txt").write_text(shlex.join(line) + "\n")
+    told, text = run.folder / "command.txt", shlex.join(line) + "\n"
+    if not (run.has_checkpoint and told.exists() and told.read_text() == text):
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.folder.mkdir(parents=True)
+    told.write_text(text)
     environ = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run.metrics)}
-    with (run.folder / "log.txt").open("w") as log:
+    with (run.folder / "log.txt").open("a") as log:
         return subprocess.Popen(line, env=environ, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -72,11 +75,14 @@ def _reason(run: Run, process: Any) -> str:
     return f"{' '.join(lines[-1:])} (see {log})"
 
 
-def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) -> list[Run]:
+def execute(
+    study: Study, out: Path, jobs: int, ray_address: str | None = None, records: Path | None = None
+) -> list[Run]:
     """Run what is not done yet, several at a time; returns those that failed.
 
     Args:
         out: the study's folder; a study that was killed goes on there.
+        records: a folder of finished runs, which are not run again; each run that ends well is added.
         jobs: runs beside each other; on the real path 1.
         ray_address: of a cluster that runs the lab's runs, a core each; None: this machine.
 
@@ -91,9 +97,13 @@ def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) 
     for run in study.in_folder(out):
         if run.was_another:
             raise refuse("--out", out, f"{run.folder} has a run with other settings; move it away, or give another.")
+        if records is not None and run.elsewhere(records).was_another:
+            raise refuse(
+                "--records", records, f"{run.name} seed {run.seed} was kept with other settings; move it away."
+            )
     launch = _starter(study, ray_address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no run outlives this process
-    waiting = [run for run in study.in_folder(out) if not run.is_done]
+    waiting = [run for run in study.in_folder(out) if not (run.is_done or is_recorded(run, records))]
     total = len(study.in_folder(out))
     running: list[tuple[Run, Any]] = []
     failed: list[Run] = []
@@ -110,6 +120,8 @@ def execute(study: Study, out: Path, jobs: int, ray_address: str | None = None) 
                     running.remove(item)
                     if process.wait() == 0 and run.metrics.exists():
                         run.mark_done()
+                        if records is not None:
+                            write_record(run, read_run(run), records)
                     else:
                         failed.append(run)
                         progress.write(f"{run.name} seed {run.seed} failed: {_reason(run, process)}")

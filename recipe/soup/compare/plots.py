@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from recipe.soup.compare.results import Result, generated_tokens, pass_curve
+from recipe.soup.pass_at_k import PASS_AT
 
 SMOOTH = 10
 """Steps over which training metrics are averaged."""
@@ -43,16 +44,25 @@ def _clip_fraction(result: Result) -> list[pd.Series]:
     return [low.add(high, fill_value=0).add(dual, fill_value=0) for low, high, dual in zip(*sides, strict=True)]
 
 
+def _largest_pass(result: Result) -> list[pd.Series]:
+    measured = [k for k in PASS_AT if len(result.column(f"pass@{k}"))]
+    return [result.column(f"pass@{measured[-1]}")] if measured else [pd.Series(dtype=float)]
+
+
 CURVES: dict[str, Callable[[Result], list[pd.Series]]] = {
     "training reward": lambda result: [_smooth(result.column("critic/score/mean"))],
     "groups with signal": lambda result: [_smooth(result.column("soup/train/groups_with_signal"))],
     "validation accuracy": lambda result: [result.accuracy],
+    "validation pass@k, largest k": _largest_pass,
     "validation entropy (nats a token)": lambda result: [result.column("soup/val/entropy")],
     "mean ratio": _by_segment("ratio"),
     "KL to the sampling policy (k3, nats a token)": _by_segment("kl_k3"),
     "clip fraction": _clip_fraction,
     "effective sample size": _by_segment("effective_sample_size"),
 }
+BY_SEGMENT = ("mean ratio", "clip fraction")
+"""Curves with a line for the prefix and one for the continuation, which are measured together."""
+COLUMNS = 4
 STYLES = ("-", ":")
 LEGIBLE = 10
 """Runs that a legend of ordinary size can name."""
@@ -64,10 +74,15 @@ def _colors(results: dict[str, list[Result]]) -> dict[str, Any]:
 
 
 def curves(results: dict[str, list[Result]], path: Path) -> None:
-    """One panel for each of `CURVES`: mean over seeds, and the band from the lowest to the highest."""
-    figure, axes = plt.subplots(2, 4, figsize=(17, 7), constrained_layout=True)
+    """A panel for each of `CURVES` that was measured: mean over seeds, and the band from the lowest to the highest."""
+    all_runs = [run for runs in results.values() for run in runs]
+    panels = {title: curve for title, curve in CURVES.items() if any(len(s) for run in all_runs for s in curve(run))}
+    rows = -(-len(panels) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(17, 3.5 * rows), constrained_layout=True, squeeze=False)
     colors = _colors(results)
-    for axis, (title, curve) in zip(axes.flat, CURVES.items(), strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, curve) in zip(axes.flat, panels.items(), strict=False):
         for name, runs in results.items():
             for style, series in zip(STYLES, zip(*map(curve, runs), strict=True), strict=False):
                 # Sorted, since seeds may begin to clip at different steps.
@@ -84,13 +99,12 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
                     axis.fill_between(
                         table.index, table.min(axis=1), table.max(axis=1), alpha=0.15, color=colors[name], linewidth=0
                     )
-        if not axis.lines:  # greedy validation has no entropy, a run without mixing no prefixes
-            axis.text(0.5, 0.5, "not measured, or always 0", ha="center", color="gray", transform=axis.transAxes)
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="small" if len(results) <= LEGIBLE else "xx-small", ncols=1 + len(results) // LEGIBLE)
-    figure.suptitle("second row: solid on the prefix, dotted on the continuation", fontsize="medium")
+    if any(title in panels for title in BY_SEGMENT):
+        figure.suptitle("of the loss: solid on the prefix, dotted on the continuation", fontsize="medium")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

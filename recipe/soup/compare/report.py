@@ -1,6 +1,7 @@
 """Table, pictures and page of a comparison. Imports no verl."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +77,29 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def write_report(results: dict[str, list[Result]], baseline: str, commands: dict[str, str], out: Path) -> list[Path]:
+def at_steps(results: dict[str, list[Result]], steps: Sequence[int]) -> dict[str, dict[str, list[Result]]]:
+    """The runs as they were after each of the steps, those that came so far, and at their end; by what to call it."""
+    found = {}
+    for step in steps:
+        reached = {name: [run.until(step) for run in runs if step in run.validations] for name, runs in results.items()}
+        found[f"After step {step:,}"] = {name: runs for name, runs in reached.items() if runs}
+    return {**found, "After training": results}
+
+
+def write_report(
+    results: dict[str, list[Result]],
+    baseline: str,
+    commands: dict[str, str],
+    out: Path,
+    steps: Sequence[int] = (),
+) -> list[Path]:
     """Write `report.md`, its pictures, and `report.html`, which holds everything and opens from disk.
 
     Args:
         results: runs by configuration, the baseline among them.
         commands: what was run, by configuration.
         out: folder, made if missing.
+        steps: at which the runs are compared, beside their end.
 
     Returns:
         the files.
@@ -90,18 +107,21 @@ def write_report(results: dict[str, list[Result]], baseline: str, commands: dict
     out.mkdir(parents=True, exist_ok=True)
     curves(results, out / "curves.png")
     outcomes(results, out / "outcomes.png")
-    ends, differences = end_table(results), difference_table(results, baseline)
+    tables = {
+        when: (end_table(then), difference_table(then, baseline))
+        for when, then in at_steps(results, steps).items()
+        if baseline in then
+    }
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     facts = {"title": out.name, "baseline": baseline, "commands": commands}
-    tables = {"ends": as_markdown(ends), "differences": as_markdown(differences)}
-    markdown = templates.get_template("report.md.j2").render(**facts, **tables, pictures=PICTURES)
+    as_text = {when: [as_markdown(table) for table in pair] for when, pair in tables.items()}
+    markdown = templates.get_template("report.md.j2").render(**facts, tables=as_text, pictures=PICTURES)
     embedded = {
         title: "data:image/png;base64," + base64.b64encode((out / name).read_bytes()).decode()
         for name, title in PICTURES.items()
     }
-    page = templates.get_template("report.html.j2").render(
-        **facts, ends=ends.to_html(border=0), differences=differences.to_html(border=0), pictures=embedded
-    )
+    as_html = {when: [table.to_html(border=0) for table in pair] for when, pair in tables.items()}
+    page = templates.get_template("report.html.j2").render(**facts, tables=as_html, pictures=embedded)
     (out / "report.md").write_text(markdown)
     (out / "report.html").write_text(page)
     return [out / "report.md", out / "report.html", *(out / name for name in PICTURES)]

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,28 @@ class Result:
 
     Attributes:
         metrics: by step.
-        before, after: at the validation before training, if there was one, and at the last.
+        validations: what was counted at each, by step.
     """
 
     name: str
     seed: int
     metrics: dict[int, dict[str, float]]
-    before: Counts
-    after: Counts
+    validations: dict[int, Counts]
+
+    @property
+    def before(self) -> Counts:
+        """At the validation before training; empty if there was none."""
+        return self.validations.get(0, {})
+
+    @property
+    def after(self) -> Counts:
+        """At the last validation; empty if there was none."""
+        return self.validations[max(self.validations)] if self.validations else {}
+
+    def until(self, step: int) -> "Result":
+        """As it was after this step."""
+        metrics = {at: values for at, values in self.metrics.items() if at <= step}
+        return replace(self, metrics=metrics, validations={s: v for s, v in self.validations.items() if s <= step})
 
     def column(self, ending: str) -> pd.Series:
         """The metric whose key ends so, by step; steps that do not have it are left out."""
@@ -75,9 +89,7 @@ def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result
     # A run that starts anew leaves the dumps of the one before: only what this one validated counts.
     validated = {step for step, values in by_step.items() if any(key.startswith("val-") for key in values)}
     dumps = {int(path.stem): path for path in validation.glob("*.jsonl") if int(path.stem) in validated}
-    before = correct_samples(dumps[0]) if 0 in dumps else {}
-    after = correct_samples(dumps[max(dumps)]) if dumps else {}
-    return Result(name, seed, by_step, before, after)
+    return Result(name, seed, by_step, {step: correct_samples(path) for step, path in dumps.items()})
 
 
 def tries(counts: Counts) -> int:

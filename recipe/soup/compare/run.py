@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 
 from recipe.soup.compare.execute import execute
+from recipe.soup.compare.records import is_recorded, read_record, read_run
 from recipe.soup.compare.report import write_report
 from recipe.soup.compare.results import Result, read_result
 from recipe.soup.compare.study import DRIVERS, read_study, seed_overrides
 
 EXAMPLES = """examples:
   soup compare examples/countdown/studies/first.yaml --jobs 2
+  soup compare examples/countdown/studies/long.yaml --records docs/study/long_runs/runs
   soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
   soup compare --from-logs grpo=a/0.jsonl grpo=a/1.jsonl soup=b/0.jsonl soup=b/1.jsonl
 """
@@ -22,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, help="runs beside each other (default 1; with --ray the cluster's cores)")
     add("--ray", metavar="ADDRESS", help="of a Ray cluster that runs the lab's runs (auto: the one here)")
     add("--only", nargs="+", metavar="NAME", help="of the study's runs only these, and the baseline")
+    add("--records", type=Path, metavar="FOLDER", help="finished runs, kept small: not run again; new ones are added")
     add("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
     add(
         "--from-logs",
@@ -55,6 +58,7 @@ def compare(args: argparse.Namespace) -> None:
     if bool(args.study) == bool(args.from_logs):
         raise SystemExit("soup compare: give a study, or --from-logs.")
     results: dict[str, list[Result]] = {}
+    steps: list[int] = []
     if args.from_logs:
         logs = read_logs(args.from_logs)
         for name, paths in logs.items():
@@ -71,10 +75,12 @@ def compare(args: argparse.Namespace) -> None:
         out = args.out or Path("runs") / "studies" / args.study.stem
         # A cluster gets all of them at once, and starts as many as it has cores for.
         jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
-        failed = execute(study, out, jobs, args.ray)
+        failed = execute(study, out, jobs, args.ray, args.records)
         for run in study.in_folder(out):
             if run.is_done:
-                results.setdefault(run.name, []).append(read_result(run.name, run.seed, run.metrics, run.validation))
+                results.setdefault(run.name, []).append(read_run(run))
+            elif is_recorded(run, args.records):
+                results.setdefault(run.name, []).append(read_record(run, args.records))
         if study.baseline not in results:
             raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
         module = DRIVERS[study.driver][0]
@@ -82,8 +88,8 @@ def compare(args: argparse.Namespace) -> None:
             name: " ".join(["python -m", module, *study.common, *overrides, *seed_overrides("SEED")])
             for name, overrides in study.runs.items()
         }
-        baseline = study.baseline
+        baseline, steps = study.baseline, study.steps
         if failed:
             print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
-    for path in write_report(results, baseline, commands, out):
+    for path in write_report(results, baseline, commands, out, steps):
         print(path)

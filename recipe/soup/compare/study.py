@@ -15,7 +15,9 @@ DRIVERS = {
     "main_ppo": ["verl.trainer.main_ppo"],
 }
 KEYS = ("driver", "baseline", "seeds", "common", "runs")
-OPTIONAL = ("first_seeds",)
+OPTIONAL = ("first_seeds", "steps")
+LAST_CHECKPOINT = "trainer.max_actor_ckpt_to_keep=1"
+"""All that a killed run needs to go on; a study may want more."""
 
 
 def seed_overrides(seed: int | str) -> list[str]:
@@ -49,6 +51,11 @@ class Run:
         return self.folder / "validation"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether a run that was killed can go on."""
+        return (self.folder / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
+
+    @property
     def _mark(self) -> Path:
         return self.folder / "done"
 
@@ -71,6 +78,12 @@ class Run:
         """Remember that it has come to its end, and with what."""
         self._mark.write_text(self._settings)
 
+    def elsewhere(self, out: Path) -> "Run":
+        """The same run in another folder of studies."""
+        folder = (out / self.name / f"seed_{self.seed}").absolute()
+        overrides = [override.replace(str(self.folder), str(folder)) for override in self.overrides]
+        return replace(self, overrides=overrides, folder=folder)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -83,6 +96,7 @@ class Study:
         common: overrides that all share; the twins differ in `runs` only.
         runs: overrides by name.
         first_seeds: how many of the seeds a configuration runs with, for those that run with fewer.
+        steps: at which the report compares, beside the end: named before anything ran.
     """
 
     driver: str
@@ -91,6 +105,7 @@ class Study:
     common: list[str]
     runs: dict[str, list[str]]
     first_seeds: dict[str, int] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
 
     def only(self, names: list[str]) -> "Study":
         """With these configurations and the baseline.
@@ -113,10 +128,10 @@ class Study:
                     continue
                 folder = (out / name / f"seed_{seed}").absolute()
                 seeded = [*seed_overrides(seed), f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
-                seeded += [f"trainer.validation_data_dir='{folder / 'validation'}'", "trainer.resume_mode=disable"]
+                seeded += [f"trainer.validation_data_dir='{folder / 'validation'}'", "trainer.resume_mode=auto"]
                 seeded += [f"trainer.default_local_dir='{folder / 'checkpoints'}'"]
                 seeded += [f"trainer.rollout_data_dir='{folder / 'samples'}'"]
-                runs.append(Run(name, seed, [*self.common, *overrides, *seeded], folder))
+                runs.append(Run(name, seed, [LAST_CHECKPOINT, *self.common, *overrides, *seeded], folder))
         return runs
 
 
@@ -163,12 +178,16 @@ def _check_types(path: Path, content: dict[str, Any]) -> None:
     def mapping(value: object, of: Callable[[Any], bool]) -> bool:
         return isinstance(value, dict) and all(isinstance(key, str) and of(item) for key, item in value.items())
 
+    def whole_numbers(value: object) -> bool:
+        numbers = isinstance(value, list) and all(isinstance(item, int) for item in value)
+        return numbers and len(set(value)) == len(value)
+
     seeds = content["seeds"]
-    whole = isinstance(seeds, list) and bool(seeds) and all(isinstance(seed, int) for seed in seeds)
     for key, is_right, form in (
-        ("seeds", whole and len(set(seeds)) == len(seeds), "a list of different whole numbers, [0, 1, 2]"),
+        ("seeds", whole_numbers(seeds) and bool(seeds), "a list of different whole numbers, [0, 1, 2]"),
         ("common", strings(content["common"]), "a list of overrides, [example=countdown], or []"),
         ("runs", mapping(content["runs"], strings), "for each name a list of overrides, grpo: [algorithm=grpo]"),
+        ("steps", whole_numbers(content.get("steps", [])), "a list of different whole numbers, [100, 200]"),
         (
             "first_seeds",
             mapping(content.get("first_seeds", {}), lambda n: isinstance(n, int)),

@@ -8,6 +8,7 @@ constant.
 import random
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
+from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.sampler import Answer, sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
 from recipe.soup.loss_refusals import GROUP_ONLY
 from recipe.soup.metrics import lag_metrics, train_metrics
+from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.orders import PromptOrders, Seed
 from recipe.soup.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.plan import RunFacts
@@ -100,16 +103,17 @@ class Lab:
         self.settings = parse_settings(config.algorithm.get("soup"), self._response_length)
         torch.manual_seed(config.data.seed)
         self.generator = torch.Generator().manual_seed(config.data.seed)
-        path = config.actor_rollout_ref.model.path
+        base_model, checkpoint = config.actor_rollout_ref.model.path, checkpoint_to_resume(config)
+        path = base_model if checkpoint is None else weights_of(checkpoint)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
+        self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
         self.updater = Updater(self.model, optimizer, config, self.settings)
         named = config.reward.custom_reward_function
         self._reward = load_reward(named.path, named.name)
         training = read_problems(config.data.train_files, config.data.train_max_samples)
         self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
-        self._problems = _endless(training, config.data.seed)
+        self._problems, self._drawn = _endless(training, config.data.seed), 0
         steps = len(training) // config.data.train_batch_size * config.trainer.total_epochs
         self.last_step = min(config.trainer.total_training_steps or steps, steps)
         facts = RunFacts(
@@ -120,12 +124,32 @@ class Lab:
             last_step=self.last_step,
             prompts_per_epoch=len(training),
         )
-        engine = PastWeights(self.model, self._sample_messages)
-        self.source = make_source(self.settings, facts, self._fetch, engine, path, None)
+        past_weights = Path(config.trainer.default_local_dir) / "past_weights"
+        engine = PastWeights(self.model, self._sample_messages, past_weights)
+        self.source = make_source(self.settings, facts, self._fetch, engine, base_model, past_weights)
+        self.first_step = 1
+        if checkpoint is not None:
+            self._resume(checkpoint)
 
-    def _fetch(self) -> tuple[list[Problem], list[Any], None]:
+    def _resume(self, checkpoint: Path) -> None:
+        """Go on as if the run had never stopped."""
+        state = read_state(checkpoint)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self._drawn = sum(1 for _ in islice(self._problems, state["drawn"]))
+        self.source.load(checkpoint)
+        self.first_step = step_of(checkpoint) + 1
+
+    def _save(self, step: int) -> None:
+        drawn = self.source.resume_state(lambda: self._drawn)
+        state = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(), "drawn": drawn}
+        save_checkpoint(self.config, step, self.model, self.tokenizer, self.source, state)
+
+    def _fetch(self) -> tuple[list[Problem], list[Any], int]:
+        drawn = self._drawn
         problems = [next(self._problems) for _ in range(self.config.data.train_batch_size)]
-        return problems, [problem.messages for problem in problems], None
+        self._drawn += len(problems)
+        return problems, [problem.messages for problem in problems], drawn
 
     def _score(self, problem: Problem, text: str) -> float:
         return float(self._reward(problem, text)["score"])
@@ -275,15 +299,23 @@ class Lab:
         return float(np.mean([self._score(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
 
     def fit(self) -> None:
-        """The whole run, logged by verl's trackers."""
+        """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""
         trainer = self.config.trainer
+        if "file" in trainer.logger:
+            keep_earlier_metrics(metrics_file(self.config), resumed_at=self.first_step - 1)
         # Not on the console, where the progress bar is.
         trackers = [name for name in trainer.logger if name != "console"]
         tracking = Tracking(trainer.project_name, trainer.experiment_name, trackers, config={})
-        if trainer.val_before_train:
-            tracking.log(self._validated(0), step=0)
-        for step in tqdm(range(1, self.last_step + 1), desc=trainer.experiment_name, unit="step"):
+        # Not again where a run goes on: a validation draws from the generator that training samples come from.
+        if trainer.val_only or (trainer.val_before_train and self.first_step == 1):
+            tracking.log(self._validated(self.first_step - 1), step=self.first_step - 1)
+        if trainer.val_only:
+            return
+        done = {"initial": self.first_step - 1, "total": self.last_step}
+        for step in tqdm(range(self.first_step, self.last_step + 1), desc=trainer.experiment_name, unit="step", **done):
             metrics = self.step(step)
             if trainer.test_freq > 0 and (step % trainer.test_freq == 0 or step == self.last_step):
                 metrics |= self._validated(step)
             tracking.log(metrics, step=step)
+            if trainer.save_freq > 0 and (step % trainer.save_freq == 0 or step == self.last_step):
+                self._save(step)

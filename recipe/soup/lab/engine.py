@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipe.soup.lab.sampler import Answer
@@ -17,30 +18,34 @@ Sampling = Callable[[Any, Sequence[Any], Sequence[int], int], list[Answer]]
 
 
 class PastWeights:
-    """Keeps weights for as long as the source keeps their snapshot.
+    """Keeps weights as files, for as long as the source keeps their snapshot.
 
     Args:
         model: the one that is trained.
         sample: samples from a model.
+        folder: of the files.
     """
 
-    def __init__(self, model: Any, sample: Sampling) -> None:
-        self._model, self._sample = model, sample
+    def __init__(self, model: Any, sample: Sampling, folder: Path) -> None:
+        self._model, self._sample, self._folder = model, sample, folder
         self._past: Any = None
-        self._weights: WeakKeyDictionary[Snapshot, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
     def take_snapshot(self, version: int) -> Snapshot:
+        # Copies: tied weights share their memory, which the format does not allow.
         weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
-        snapshot = Snapshot(version, (), sum(tensor.nbytes for tensor in weights.values()))
-        self._weights[snapshot] = weights
-        return snapshot
+        path = self._folder / f"version_{version}" / "00000.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # a checkpoint may hold a link to an older file of this name
+        save_file(weights, path)
+        return Snapshot(version, (path,), path.stat().st_size)
 
     def sample(self, snapshot: Snapshot, prompts: Sequence[Any], max_tokens: Sequence[int]) -> "Future[list[Any]]":
         if snapshot.origin is not None:
             past = AutoModelForCausalLM.from_pretrained(snapshot.origin, dtype=torch.float32)
         else:
             past = self._past = self._past or copy.deepcopy(self._model)
-            past.load_state_dict(self._weights[snapshot])
+            [file] = snapshot.shards
+            past.load_state_dict(load_file(file))
         future: Future[list[Any]] = Future()
         future.set_result(self._sample(past, prompts, max_tokens, snapshot.version))
         return future

@@ -297,7 +297,7 @@ def test_dumps_of_an_earlier_run_do_not_count(tmp_path: Path) -> None:
 
 def test_tokens_of_a_run_without_our_metrics() -> None:
     lengths = {"prompt_length/mean": 9.0, "response_length/mean": 11.0, "perf/total_num_tokens": 20.0 * 64}
-    assert generated_tokens(Result("verl", 0, {1: lengths, 2: lengths}, {}, {})).tolist() == [704, 704]
+    assert generated_tokens(Result("verl", 0, {1: lengths, 2: lengths}, {})).tolist() == [704, 704]
 
 
 def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
@@ -402,7 +402,7 @@ def test_study_is_plain_data() -> None:
 
 def test_curves_go_forward_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds whose steps have prefixes from another step on, and one of which has none in step 4."""
-    runs = [Result("soup", seed, {}, {}, {}) for seed in (0, 1)]
+    runs = [Result("soup", seed, {}, {}) for seed in (0, 1)]
     for run, first in zip(runs, (5, 2), strict=True):
         for step in range(1, 9):
             has = float(step >= first and step != 4)

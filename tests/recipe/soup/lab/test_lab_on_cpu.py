@@ -1,5 +1,6 @@
 """The lab is the real path's mathematics: same loss, same gradient, same bookkeeping."""
 
+import contextlib
 import copy
 import json
 import subprocess
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, train_rows
+from recipe.soup.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.trainer import SoupTrainer
 
@@ -214,3 +216,121 @@ def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_envi
             <= metrics["soup/val/countdown/pass@4"]
             <= metrics["soup/val/countdown/pass@16"]
         )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+RESUMED = {
+    "lookahead": ["algorithm.soup.lag=3"],
+    "snapshot": SOURCES["snapshot"],
+    "pool": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=pool", "algorithm.soup.snapshot.every=1",
+             "algorithm.soup.lag=3"],
+    "best": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=best"],
+    "replay": SOURCES["replay"],
+    "candidates": SOURCES["candidates"],
+    "grpo": ["algorithm.soup.mixed_share=0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "killed_after"), [*((source, 4) for source in RESUMED), ("lookahead", 3), ("lookahead", 5)]
+)
+def test_a_killed_run_goes_on_with_the_same_numbers(
+    source: str, killed_after: int, composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the step of a checkpoint, or from a step behind it, whose numbers are made again."""
+
+    def run(name: str) -> tuple[dict[int, dict[str, float]], Lab]:
+        log = tmp_path / f"{name}.jsonl"
+        monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(log))
+        kept = [f"trainer.default_local_dir={tmp_path}/{name}", "trainer.save_freq=3", "trainer.resume_mode=auto"]
+        # Eight problems come again, so that the order of a later epoch is met as well.
+        kept += ["trainer.logger=[file]", "data.train_max_samples=8", "trainer.total_epochs=9", "trainer.test_freq=2"]
+        kept += ["actor_rollout_ref.rollout.n=4", "data.val_max_samples=2"]
+        lab = Lab(example(composed, *kept, *RESUMED[source]))
+        step = lab.step
+
+        def until_killed(number: int) -> dict[str, float]:
+            if name == "killed" and number > killed_after and lab.first_step == 1:
+                raise KeyboardInterrupt
+            return step(number)
+
+        monkeypatch.setattr(lab, "step", until_killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            lab.fit()
+        return read_metrics(log), lab
+
+    whole, uninterrupted = run("whole")
+    run("killed")
+    joined, resumed = run("killed")
+    assert resumed.first_step == 4
+    assert set(joined) == set(whole) == set(range(7))
+    for step in whole:
+        timeless = [
+            {k: v for k, v in metrics[step].items() if "timing" not in k and "waited" not in k}
+            for metrics in (whole, joined)
+        ]
+        assert timeless[0] == timeless[1], step
+    for ours, theirs in zip(uninterrupted.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_newest_checkpoint_is_a_whole_one(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it writes the second one: the first is still there, and taken."""
+    kept = [f"trainer.default_local_dir={tmp_path}", "trainer.save_freq=2", "trainer.max_actor_ckpt_to_keep=1"]
+    overrides = [
+        "algorithm.soup.lag=1",
+        "trainer.logger=[]",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        *kept,
+    ]
+    lab = Lab(example(composed, *overrides))
+    save = lab.source.save
+
+    def die(folder: Path) -> None:
+        if "4" in folder.name:
+            raise KeyboardInterrupt
+        save(folder)
+
+    monkeypatch.setattr(lab.source, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        lab.fit()
+    assert Lab(example(composed, *overrides, "trainer.resume_mode=auto")).first_step == 3
+    Lab(example(composed, *overrides, "trainer.resume_mode=auto")).fit()
+    assert sorted(path.name for path in tmp_path.glob("global_step_*")) == ["global_step_6"]
+
+
+def test_a_checkpoint_of_another_driver_is_refused(composed: Any, tmp_path: Path) -> None:
+    (tmp_path / "global_step_2" / "actor").mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
+    where = [f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=auto"]
+    with pytest.raises(SystemExit, match=r"trainer.default_local_dir=.*global_step_2: has no lab.pt"):
+        Lab(example(composed, *where))
+
+
+def test_validation_of_a_checkpoint_alone(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final weights on other problems, and nothing is trained."""
+    log = tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(log))
+    kept = [
+        f"trainer.default_local_dir={tmp_path}",
+        "trainer.save_freq=6",
+        "trainer.logger=[file]",
+        "trainer.test_freq=6",
+    ]
+    Lab(example(composed, *kept)).fit()
+    trained = read_metrics(log)
+    assert set(trained) == set(range(7))
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "final.jsonl"))
+    final = Lab(
+        example(composed, *kept, "trainer.resume_mode=auto", "trainer.val_only=true", "data.val_max_samples=16")
+    )
+    before = [parameter.clone() for parameter in final.model.parameters()]
+    final.fit()
+    again = read_metrics(tmp_path / "final.jsonl")
+    assert set(again) == {6}
+    assert "critic/score/mean" not in again[6]
+    assert all(torch.equal(a, b) for a, b in zip(before, final.model.parameters(), strict=True))
+    assert read_metrics(log) == trained
