@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedules.lag.shape": ("constant", "linear", "cosine"),
     "warm_start": ("pure", "fill", "ramp"),
     "on_eos": ("keep", "cut"),
-    "behavior_log_probs": ("rollout", "trainer"),
+    "behavior_log_probs": ("auto", "rollout", "trainer"),
     "ratio": tuple(RATIOS),
     "loss_tokens": ("all", "trained"),
     "baseline": tuple(BASELINES),
@@ -81,7 +81,7 @@ def _check_loss(settings: SoupSettings) -> None:
         settings,
         "behavior_log_probs",
         not behavior_needed,
-        "with source=snapshot the trainer no longer holds the weights that sample; use rollout.",
+        "with source=snapshot the trainer no longer holds the weights that sample; use auto or rollout.",
     )
     sharing = settings.baseline != "two_level" or settings.samples_per_prefix > 1
     _demand(

@@ -27,9 +27,12 @@ class RefuseWrongConfig(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         require_supported_verl()
         from recipe.soup.refusals import check_config
+        from recipe.soup.run_settings import what_auto_means
 
         try:
             check_config(config)
+            if line := what_auto_means(config):
+                print(line, flush=True)
         except Exception as error:  # Hydra would only warn of it, and the run would start unchecked
             raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
 

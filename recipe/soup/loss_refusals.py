@@ -75,7 +75,7 @@ def check_partial_rollouts(settings: SoupSettings) -> None:
         ("prefix_gradient", settings.prefix_gradient, settings.prefix_gradient == 1),
         ("second_moment", settings.second_moment, settings.second_moment is None),
         ("baseline", settings.baseline, settings.baseline == "group"),
-        ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "rollout"),
+        ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs != "trainer"),
     ):
         if not fits:
             why = "would also change interrupted responses of the current policy; use trainer.v1.trainer_mode=soup."

@@ -67,6 +67,19 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
     }
 
 
+def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
+    """How far the policy has moved from the one that sampled the prefixes: |log pi - log mu| of a token, in nats.
+
+    Args:
+        by_trainer: whether the trainer computed log mu. If the rollout engine did, what engine and trainer round
+            differently is in it as well, and in the metric's name; on the continuation that stands alone
+            (`engine_mismatch`).
+    """
+    moved = (rows.current_log_probs - rows.behavior_log_probs)[rows.prefix].abs()
+    name = "soup/train/prefix/drift" if by_trainer else "soup/train/prefix/drift_and_mismatch"
+    return {f"{name}/mean": _mean(moved), f"{name}/max": _max(moved)}
+
+
 def divergence(log_ratio: torch.Tensor) -> dict[str, float]:
     """How far two policies are apart on the tokens that one of them sampled.
 

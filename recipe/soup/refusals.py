@@ -15,7 +15,8 @@ from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipe.soup.loss_refusals import check_loss, check_partial_rollouts
-from recipe.soup.settings import first_line, parse_settings, refuse
+from recipe.soup.run_settings import run_settings
+from recipe.soup.settings import first_line, refuse
 from recipe.soup.snapshot_refusals import check_snapshots
 from recipe.soup.sources.base import BANK_FILE, read_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
@@ -33,7 +34,7 @@ def check_config(config: DictConfig) -> None:
     Raises:
         SystemExit: key, value, what is wrong and what to do.
     """
-    settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+    settings = run_settings(config)
     for key, allowed, why in RULES:
         value = OmegaConf.select(config, key, default=allowed[0])
         if value not in allowed:

@@ -117,9 +117,9 @@ class SoupSettings:
     lag."""
     on_eos: str = "keep"
     """A prefix that ended its response: `keep` it as the complete sample, or `cut` its end token."""
-    behavior_log_probs: str = "rollout"
+    behavior_log_probs: str = "auto"
     """Who computes the prefix's behaviour log-probs: the `rollout` engine, or the `trainer`, once, while it holds the
-    weights that sampled them."""
+    weights that sampled them; `auto`: see `run_settings.py`."""
     ratio: str = "behavior"
     """How the prefix enters the loss; the names are those of `losses/registry.py`."""
     shaping_gamma: float = 0.1

@@ -28,7 +28,7 @@ from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.rows import fetch, sample_columns, without_padding
-from recipe.soup.settings import parse_settings
+from recipe.soup.run_settings import run_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.make import make_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
@@ -51,7 +51,7 @@ class SoupStages(UpdateStage, ValidationStage):
     def __init__(self, config: Any) -> None:
         self._dumped_partition: str | None = None
         self._visits, self._arrived, self._shown = {}, [], []
-        self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+        self.settings = run_settings(config)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)

@@ -19,7 +19,7 @@ from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.losses.registry import RATIOS
 from recipe.soup.losses.token_weights import trained_prefix
 from recipe.soup.marked_samples import Shown, mixed_samples
-from recipe.soup.metrics import lag_metrics, train_metrics
+from recipe.soup.metrics import drift_metrics, lag_metrics, train_metrics
 from recipe.soup.orders import Seed
 from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
 from recipe.soup.recompute import recompute
@@ -40,7 +40,7 @@ TRAIN_FIELDS = [
 ]
 
 
-NEEDS_FORWARD = re.compile("at_start|engine_mismatch|entropy")
+NEEDS_FORWARD = re.compile("at_start|drift|engine_mismatch|entropy")
 """Metrics that compare with, or come from, the trainer's log-probs before the update."""
 
 
@@ -72,7 +72,7 @@ class UpdateStage(PPOTrainer):
             else:
                 for uid in rows.uids:  # other prompts are still being sampled
                     self._visits.pop(str(uid), None)
-        measured = train_metrics(rows)
+        measured = train_metrics(rows) | drift_metrics(rows, self.settings.behavior_log_probs == "trainer")
         if self.settings.mixes_lags or self.trainer_mode != "sync":
             measured |= lag_metrics(rows)
         if self.config.algorithm.rollout_correction.bypass_mode:  # no forward pass of the trainer, nothing to compare

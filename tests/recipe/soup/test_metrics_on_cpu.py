@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recipe.soup.batch import TrainRows
 from recipe.soup.metrics import (
     divergence,
+    drift_metrics,
     entropy_by_position,
     groups_with_signal,
     lag_metrics,
@@ -62,6 +63,19 @@ def test_against_loops() -> None:
     assert metrics["soup/train/continuation/engine_mismatch/max"] == pytest.approx(1e-4, rel=1e-2)
     assert metrics["soup/train/reward/mixed_minus_pure"] == pytest.approx(0.5)
     assert metrics["soup/train/groups_with_signal"] == pytest.approx(0.5)
+
+
+def test_drift_says_whether_rounding_is_in_it() -> None:
+    data = rows()
+    tokens = [(b, t) for b in range(5) for t in range(4) if data.prefix[b, t]]
+    moved = [abs(float(data.current_log_probs[i]) - float(data.behavior_log_probs[i])) for i in tokens]
+    for by_trainer, name in ((True, "drift"), (False, "drift_and_mismatch")):
+        metrics = drift_metrics(data, by_trainer)
+        assert metrics == pytest.approx(
+            {f"soup/train/prefix/{name}/mean": sum(moved) / 4, f"soup/train/prefix/{name}/max": max(moved)}
+        )
+    unmixed = drift_metrics(replace(data, prefix=torch.zeros_like(data.prefix)), True)
+    assert set(unmixed.values()) == {0.0}
 
 
 def test_keys_do_not_depend_on_the_data_and_nothing_is_nan() -> None:

@@ -145,7 +145,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("", "schedules.mixed_share.shape=step", SHAPES),
         ("", "schedules.prefix_length.shape=step", SHAPES),
         ("", "schedules.lag.shape=step", SHAPES),
-        ("", "soup.behavior_log_probs=engine", "choose one of rollout, trainer"),
+        ("", "soup.behavior_log_probs=engine", "choose one of auto, rollout, trainer"),
         ("", "soup.ratio=none", "choose one of behavior, decoupled, detached, shaped, luffy"),
         ("", "soup.loss_tokens=prefix", "choose one of all, trained"),
         ("", "soup.baseline=critic", "choose one of group, separate, two_level"),
@@ -160,7 +160,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("", "soup.prefix_gradient=-0.1", "between 0 (none) and 1 (all)"),
         ("soup.source=replay length.distribution=whole", "soup.prefix_gradient=0", "teach nothing"),
         ("", "soup.second_moment=0", "above 0; null for none"),
-        ("soup.source=snapshot", "soup.behavior_log_probs=trainer", "use rollout"),
+        ("soup.source=snapshot", "soup.behavior_log_probs=trainer", "use auto or rollout"),
         ("", "soup.baseline=two_level", "set algorithm.soup.samples_per_prefix to 2 or more"),
         # Schedules.
         ("", "schedules.mixed_share.end=0.1", "give it with linear or cosine only"),

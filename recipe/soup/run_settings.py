@@ -1,0 +1,69 @@
+"""The settings of one run: `algorithm.soup`, with what is left to `auto` decided by the rest of the config.
+
+Imports no verl.
+"""
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.settings import SoupSettings, parse_settings
+
+FLOAT32 = ("float32", "fp32", "float", "32")
+SYNCHRONOUS = "soup"
+"""The trainer mode in which the weights that sample are those that the trainer holds."""
+
+
+def run_settings(config: DictConfig) -> SoupSettings:
+    """Read and check `algorithm.soup` of a run's composed config, and decide what is `auto`.
+
+    Raises:
+        SystemExit: see `parse_settings`.
+    """
+    settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+    if settings.behavior_log_probs == "auto":
+        settings.behavior_log_probs, _ = whose_log_probs(config, settings)
+    return settings
+
+
+def what_auto_means(config: DictConfig) -> str | None:
+    """One line for the start of a run that mixes and leaves something to `auto`, else None."""
+    settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+    if settings.behavior_log_probs != "auto" or not settings.mixes:
+        return None
+    who, why = whose_log_probs(config, settings)
+    return f"algorithm.soup.behavior_log_probs=auto: {who}, since {why}."
+
+
+def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[str, str]:
+    """Who computes the behaviour log-probs of prefixes where that is `auto`, and why; our choice.
+
+    The continuation's ratio is the trainer's log-probs against the trainer's. With the engine's on the prefix, that
+    ratio alone would also carry what engine and trainer round differently: clipping, KL and effective sample size would
+    then measure rounding beside age.
+    """
+    for applies, why in (
+        (not settings.mixes, "nothing is mixed"),
+        (_needs_none(settings), f"ratio={settings.ratio} does without them"),
+        (settings.source == "snapshot", "with source=snapshot the trainer no longer holds the weights that sample"),
+        (config.trainer.v1.trainer_mode != SYNCHRONOUS, "weights change while this trainer's responses are sampled"),
+        (_bypasses(config), "with bypass_mode the trainer computes none"),
+        (in_float32(config), "engine and trainer both compute in float32, and agree"),
+    ):
+        if applies:
+            return "rollout", why
+    return "trainer", "engine and trainer round differently (costs one forward pass over prompts and prefixes)"
+
+
+def in_float32(config: DictConfig) -> bool:
+    """Whether rollout engine and trainer both compute in float32."""
+    # Without `mixed_precision` verl's FSDP engines compute in bfloat16, whatever the weights' own type.
+    key = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
+    trainer = OmegaConf.select(config, key, default=None)
+    return str(config.actor_rollout_ref.rollout.dtype) in FLOAT32 and str(trainer) in FLOAT32
+
+
+def _needs_none(settings: SoupSettings) -> bool:
+    return settings.ratio in ("detached", "luffy") and settings.second_moment is None
+
+
+def _bypasses(config: DictConfig) -> bool:
+    return bool(OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False))
