@@ -82,7 +82,8 @@ def at_steps(results: dict[str, list[Result]], steps: Sequence[int]) -> dict[str
     found = {}
     for step in steps:
         reached = {name: [run.until(step) for run in runs if step in run.validations] for name, runs in results.items()}
-        found[f"After step {step:,}"] = {name: runs for name, runs in reached.items() if runs}
+        if any(reached.values()):
+            found[f"After step {step:,}"] = {name: runs for name, runs in reached.items() if runs}
     return {**found, "After training": results}
 
 

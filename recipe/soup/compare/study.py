@@ -179,8 +179,9 @@ def _check_types(path: Path, content: dict[str, Any]) -> None:
         return isinstance(value, dict) and all(isinstance(key, str) and of(item) for key, item in value.items())
 
     def whole_numbers(value: object) -> bool:
-        numbers = isinstance(value, list) and all(isinstance(item, int) for item in value)
-        return numbers and len(set(value)) == len(value)
+        if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
+            return False
+        return len(set(value)) == len(value)
 
     seeds = content["seeds"]
     for key, is_right, form in (

@@ -45,7 +45,7 @@ class PastWeights:
         else:
             past = self._past = self._past or copy.deepcopy(self._model)
             [file] = snapshot.shards
-            past.load_state_dict(load_file(file))
+            past.load_state_dict(load_file(str(file)))
         future: Future[list[Any]] = Future()
         future.set_result(self._sample(past, prompts, max_tokens, snapshot.version))
         return future
