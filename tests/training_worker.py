@@ -156,7 +156,7 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
         trainer.history, trainer._visits, trainer._arrived, trainer._shown = None, {}, [], []
         facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
         trainer.source = trainer._make_source(facts)
-        trainer._dumped_partition = None
+        trainer._init_dump_executor()
         trainer._loader_state = dict
     return trainer
 

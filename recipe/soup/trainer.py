@@ -22,12 +22,13 @@ from verl.utils.device import get_device_name
 
 from recipe.soup.agent_loop import ORDERS_KEY
 from recipe.soup.algorithm import soup_loss, weigh_decoupled
+from recipe.soup.dump import DumpStage
 from recipe.soup.history import HistoricalReplicas
 from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
-from recipe.soup.rows import fetch, sample_columns, without_padding
+from recipe.soup.rows import fetch
 from recipe.soup.settings import parse_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.make import make_source
@@ -42,14 +43,13 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(UpdateStage, ValidationStage):
+class SoupStages(UpdateStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update (`UpdateStage`).
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
     """
 
     def __init__(self, config: Any) -> None:
-        self._dumped_partition: str | None = None
         self._visits, self._arrived, self._shown = {}, [], []
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
@@ -133,8 +133,11 @@ class SoupStages(UpdateStage, ValidationStage):
         handshake(self.actor_rollout_wg.workers, replicas, agents)
         if "file" in self.config.trainer.logger:
             keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
-        with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
-            super().fit(agent_loop_manager)
+        try:
+            with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
+                super().fit(agent_loop_manager)
+        finally:
+            self._finish_dumps()
 
     # ------------------------------------------------------------------ prompts, ahead of their time
 
@@ -170,19 +173,7 @@ class SoupStages(UpdateStage, ValidationStage):
     def _get_n_gpus_for_throughput(self) -> int:
         return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)
 
-    # ------------------------------------------------------------------ dump and checkpoint
-
-    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
-        self._dumped_partition = str(batch.partition_id)
-        super()._log_rollout_data(without_padding(batch), timing_raw, rollout_data_dir)
-        self._dumped_partition = None
-
-    def _dump_generations(self, *args: Any, reward_extra_infos_dict: dict, **kwargs: Any) -> None:
-        # verl also comes here with validation samples, which have no columns of ours.
-        if self._dumped_partition is not None:
-            columns = sample_columns(reward_extra_infos_dict["uid"], self._dumped_partition, self.tokenizer)
-            reward_extra_infos_dict = {**reward_extra_infos_dict, **columns}
-        super()._dump_generations(*args, reward_extra_infos_dict=reward_extra_infos_dict, **kwargs)
+    # ------------------------------------------------------------------ checkpoint
 
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
