@@ -24,6 +24,7 @@ from recipe.soup.agent_loop import ORDERS_KEY
 from recipe.soup.algorithm import soup_loss, weigh_decoupled
 from recipe.soup.dump import DumpStage
 from recipe.soup.history import HistoricalReplicas
+from recipe.soup.lost_samples import LostSamples
 from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
@@ -35,7 +36,7 @@ from recipe.soup.sources.make import make_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.update_stage import UpdateStage
 from recipe.soup.validation import ValidationStage
-from verl_ext.health import RolloutWatchdog, handshake
+from verl_ext.health import RolloutWatchdog, handshake, transfer_queue_actors
 from verl_ext.versioned_client import VersionedLLMServerClient
 
 CPU_POLL_SECONDS = 0.05
@@ -52,6 +53,8 @@ class SoupStages(UpdateStage, ValidationStage, DumpStage):
     def __init__(self, config: Any) -> None:
         self._visits, self._arrived, self._shown = {}, [], []
         self.settings = parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+        rollout, prompts = config.actor_rollout_ref.rollout, config.data.train_batch_size
+        self.lost = LostSamples(rollout.n, rollout.n * prompts, self.settings.max_lost_share)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)
@@ -80,6 +83,7 @@ class SoupStages(UpdateStage, ValidationStage, DumpStage):
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()
+        self.lost.watch(replay_buffer)
         if get_device_name() == "cpu":
             replay_buffer.poll_interval = CPU_POLL_SECONDS
         clear_groups = replay_buffer._clear_groups
@@ -131,10 +135,15 @@ class SoupStages(UpdateStage, ValidationStage, DumpStage):
         replicas += self.history.replicas if self.history is not None else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
+        self.lost.agents = agents
+        graders = {
+            f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_manager.reward_loop_workers)
+        }
+        others = graders | transfer_queue_actors(self.config.transfer_queue)
         if "file" in self.config.trainer.logger:
             keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
         try:
-            with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
+            with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents, others):
                 super().fit(agent_loop_manager)
         finally:
             self._finish_dumps()
@@ -159,6 +168,10 @@ class SoupStages(UpdateStage, ValidationStage, DumpStage):
         if num_prompts is None:  # the step's own batch, not a refill of filtered groups
             self.source.order(self.global_steps, list(cast(Any, batch[ORDERS_KEY])))
         return batch
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        self.lost.send(batch)
+        return super()._submit_batch_to_rollout(batch)
 
     def on_sample_end(self) -> None:
         super().on_sample_end()

@@ -1,9 +1,11 @@
 """The dump of training samples: the file that verl writes with our columns in it, and a step that does not wait."""
 
+import contextlib
 import json
 import threading
 from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,8 +134,11 @@ def test_no_sample_is_lost_when_the_run_ends_in_an_exception(
 
     monkeypatch.setattr(PPOTrainerSync, "fit", fit)
     monkeypatch.setattr(trainer_module, "handshake", lambda *args: None)
-    ours.actor_rollout_wg = type("Group", (), {"workers": []})
-    ours.llm_server_manager = type("Servers", (), {"get_replicas": staticmethod(list)})
+    monkeypatch.setattr(trainer_module, "transfer_queue_actors", lambda config: {})
+    monkeypatch.setattr(trainer_module, "RolloutWatchdog", lambda *args: contextlib.nullcontext())
+    ours.actor_rollout_wg = SimpleNamespace(workers=[])
+    ours.llm_server_manager = SimpleNamespace(get_replicas=list)
+    ours.reward_loop_manager = SimpleNamespace(reward_loop_workers=[])
     with pytest.raises(ValueError, match="the step after"):
         ours.fit(None)
     assert len(read_json_lines(tmp_path / f"{STEP}.jsonl")) == 64
