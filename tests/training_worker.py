@@ -17,6 +17,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.algorithm import weigh_decoupled
+from recipe.soup.lost_samples import LostSamples
 from recipe.soup.plan import RunFacts
 from recipe.soup.rows import SEEDS_KEY
 from recipe.soup.settings import parse_settings
@@ -153,10 +154,11 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
         rollout = config.actor_rollout_ref.rollout
         trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
         weigh_decoupled(config, trainer.settings)
+        trainer.lost = LostSamples(rollout.n, rollout.n * config.data.train_batch_size, trainer.settings.max_lost_share)
         trainer.history, trainer._visits, trainer._arrived, trainer._shown = None, {}, [], []
         facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
         trainer.source = trainer._make_source(facts)
-        trainer._dumped_partition = None
+        trainer._init_dump_executor()
         trainer._loader_state = dict
     return trainer
 

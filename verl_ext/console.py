@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from verl_ext.health import ENDED
+from verl_ext.health import ENDED, NOTICE
 from verl_ext.run_progress import RunProgress
 
 POLL_SECONDS = 0.2
@@ -91,6 +91,8 @@ class Display:
         doing, began = state.doing, self._phase_began
         if ENDED in line:
             self._console.print(line, style="red")
+        elif NOTICE in line:  # behind a bar, perhaps, which has no end of line
+            self._console.print(line[line.index(NOTICE) :], style="yellow")
         if not state.feed(line):
             return
         if state.phase != phase:

@@ -1,11 +1,13 @@
 """Is everything there, and is it still alive? Checks that verl does not make.
 
-verl swallows a plugin that fails to load, and waits for ever for a vLLM worker that died during a weight update.
+verl swallows a plugin that fails to load, waits for ever for a vLLM worker that died during a weight update and for
+TransferQueue's processes, and drops every sample that a dead reward worker was to grade.
 """
 
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -15,10 +17,12 @@ from ray.exceptions import ActorDiedError, RayError
 from verl_ext import __version__
 
 INTERVAL_SECONDS = 5.0
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 5.0
 GRACE_SECONDS = 20.0
 ENDED = "The run was ended."
 """Stands in the sentence that says why a run cannot go on, so that whoever hides the log can find it."""
+NOTICE = "Please note: "
+"""Begins a sentence that whoever hides the log is to show."""
 
 
 def _loaded_version(_: Any) -> str | None:
@@ -74,31 +78,57 @@ def _not_dead(_: Any) -> bool:
     return False  # whoever answers
 
 
+def transfer_queue_actors(config: Any) -> dict[str, Any]:
+    """TransferQueue's controller and storage units by name, in the process that started them.
+
+    Args:
+        config: verl's `transfer_queue`; another storage than `SimpleStorage` has no actors that can be asked.
+    """
+    actors = {"TransferQueue controller": ray.get_actor("TransferQueueController", namespace="transfer_queue")}
+    if config.backend.storage_backend == "SimpleStorage":
+        for i in range(config.backend.SimpleStorage.num_data_storage_units):
+            actors[f"TransferQueue storage unit {i}"] = ray.get_actor(f"TransferQueueStorageUnit#{i}")
+    return actors
+
+
 class RolloutWatchdog:
     """Context manager that ends a run whose rollout died, with a sentence instead of a hang.
 
-    A thread asks every vLLM server whether its engine lives, and every agent-loop worker whether it is there. When one
-    is not, the training workers, which would wait for it for ever, are killed; that raises in the trainer, and the exit
-    of this context names the true reason. A trainer that does not notice, because it waits for samples, is ended.
+    A thread asks every vLLM server whether its engine lives, and every other actor whether it is there. When one is
+    not, the training workers, which might wait for it for ever, are killed; that raises in the trainer, and the exit of
+    this context names the true reason. A trainer that does not notice, because it waits for samples, is ended.
+
+    Whoever is too busy to answer is not asked again until it has, and holds up nobody else's check.
 
     Args:
         workers: verl's training workers.
         replicas: verl's rollout replicas.
         agents: verl's agent-loop workers.
+        others: Ray actors, by name, without which samples would be lost or the trainer would wait for ever.
+        interval: from one round of questions to the next, in seconds.
 
     Raises:
-        RuntimeError: on exit, if an engine or an agent-loop worker died.
+        RuntimeError: on exit, if one of them died.
     """
 
     def __init__(
-        self, workers: list[Any], replicas: list[Any], agents: list[Any], interval: float = INTERVAL_SECONDS
+        self,
+        workers: list[Any],
+        replicas: list[Any],
+        agents: list[Any],
+        others: Mapping[str, Any] | None = None,
+        interval: float = INTERVAL_SECONDS,
     ) -> None:
         self._workers = workers
-        engines = [replica.servers[0] for replica in replicas]
-        self._watched = [(f"vLLM engine of rollout replica {i}", e, _engine_errored) for i, e in enumerate(engines)]
-        self._watched += [(f"agent-loop worker {i}", agent, _not_dead) for i, agent in enumerate(agents)]
+        self._watched: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
+        for i, replica in enumerate(replicas):
+            self._watched[f"vLLM engine of rollout replica {i}"] = (replica.servers[0], _engine_errored)
+        there = {f"agent-loop worker {i}": agent for i, agent in enumerate(agents)} | dict(others or {})
+        self._watched |= {name: (actor, _not_dead) for name, actor in there.items()}
+        self._asked: dict[str, Any] = {}
         self._interval = interval
         self._stopped = threading.Event()
+        self._checking = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="rollout-watchdog", daemon=True)
         self.reason: str | None = None
 
@@ -125,18 +155,26 @@ class RolloutWatchdog:
                 return
 
     def _check(self) -> bool:
-        for name, actor, is_dead in self._watched:
-            try:
-                dead = ray.get(actor.__ray_call__.remote(is_dead), timeout=ANSWER_SECONDS)
-            except ActorDiedError:
-                dead = True
-            except RayError:
-                continue  # busy, or out of reach for a moment
-            if dead:
-                self.reason = (
-                    f"The {name} died; its own error stands further up in the log (search for EngineCore, Worker or "
-                    f"Traceback). {ENDED}"
-                )
-                print(self.reason, file=sys.stderr, flush=True)
+        with self._checking:
+            if self.reason is not None:
                 return True
-        return False
+            for name, (actor, is_dead) in self._watched.items():
+                if name not in self._asked:
+                    self._asked[name] = actor.__ray_call__.remote(is_dead)
+            questions = list(self._asked.values())
+            answered = set(ray.wait(questions, num_returns=len(questions), timeout=ANSWER_SECONDS)[0])
+            for name in [name for name, question in self._asked.items() if question in answered]:
+                try:
+                    dead = ray.get(self._asked.pop(name))
+                except ActorDiedError:
+                    dead = True
+                except RayError:
+                    continue  # out of reach for a moment
+                if dead:
+                    self.reason = (
+                        f"The {name} died; its own error stands further up in the log (search for EngineCore, Worker "
+                        f"or Traceback). {ENDED}"
+                    )
+                    print(self.reason, file=sys.stderr, flush=True)
+                    return True
+            return False

@@ -21,6 +21,7 @@ from recipe.soup.orders import PromptOrders, Seed, SeedOrder
 from recipe.soup.prefixes import Prefix, tokens_to_ask_for
 from recipe.soup.refusals import AGENT_NAME
 from recipe.soup.rows import SEEDS_KEY
+from verl_ext.failures import remember_failures
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class _OnceEach(logging.Filter):
 
 # verl makes an agent loop for each sample, and warns each time that a model has no prompt builder of its own.
 logging.getLogger("verl.utils.tokenizer.continuous_token_wiring").addFilter(_OnceEach())
+remember_failures()
 
 ORDERS_KEY = "soup_orders"
 

@@ -56,6 +56,9 @@ def check_bounds(settings: SoupSettings, response_length: int) -> None:
     _demand(settings, "lag", settings.lag >= 0, "a lag counts updates back in time; use 0 or more.")
     per_prefix = settings.samples_per_prefix
     _demand(settings, "samples_per_prefix", per_prefix >= 1, "a prefix has one sample or more.")
+    rows, lost = settings.dump_rows, settings.max_lost_share
+    _demand(settings, "dump_rows", rows is None or rows >= 1, "use 1 or more samples a step, or null for all.")
+    _demand(settings, "max_lost_share", 0 <= lost <= 1, "a share lies between 0 (none) and 1 (all).")
     _check_loss(settings)
     _check_schedules(settings)
     _check_selection(settings)

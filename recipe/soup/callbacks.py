@@ -37,6 +37,15 @@ class RefuseWrongConfig(Callback):
             raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
 
 
+class RefuseWrongSettings(Callback):
+    """Refuse, in one sentence, a value under `algorithm.soup`, where the twin has keys as well."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from recipe.soup.settings import parse_settings
+
+        parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+
+
 def _written_since(path: Path, moment: float) -> bool:
     """Whether a file, or one in the folder, has been written since then: earlier runs may have left others."""
     return path.exists() and any(item.stat().st_mtime >= moment for item in (path, *path.glob("*")))

@@ -10,12 +10,10 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
-from recipe.soup.marks import marked
 from recipe.soup.sources.base import FinishedSample
 
 SEEDS_KEY = "soup_seeds"
 """In `extra_fields` of a sample: the prefixes that it leaves for later steps."""
-_DUMPED: list[str] = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]
 
 
 def fetch(batch: KVBatchMeta, fields: list[str]) -> Any:
@@ -66,22 +64,3 @@ def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
     return KVBatchMeta(
         partition_id=batch.partition_id, keys=[batch.keys[i] for i in real], tags=[batch.tags[i] for i in real]
     )
-
-
-def sample_columns(keys: list[str], partition_id: str, tokenizer: Any) -> dict[str, list[Any]]:
-    """What anyone needs to check our ratios, for verl's JSONL dump; one entry per key, in the keys' order."""
-    data = fetch(KVBatchMeta(partition_id=partition_id, keys=keys, tags=[{}] * len(keys)), _DUMPED)
-    rows = {name: [row.tolist() for row in data[name].unbind()] for name in _DUMPED}
-    return {
-        "prompt_ids": rows["prompts"],
-        "response_ids": rows["responses"],
-        "marked": [
-            marked(tokenizer, ids, prefix) for ids, prefix in zip(rows["responses"], rows["prefix_mask"], strict=True)
-        ],
-        "prefix_length": [sum(mask) for mask in rows["prefix_mask"]],
-        "policy_versions": rows["policy_versions"],
-        "old_log_probs": rows["old_log_probs"],
-        # They differ with `baseline=two_level` only.
-        "advantage": [values[-1] for values in rows["advantages"]],
-        "prefix_advantage": [values[0] for values in rows["advantages"]],
-    }

@@ -137,6 +137,10 @@ class SoupSettings:
     """What a reward is compared with; the names are those of `advantages.py`."""
     snapshot: SnapshotSettings = field(default_factory=SnapshotSettings)
     """Only for `source=snapshot`."""
+    dump_rows: int | None = None
+    """Samples of a step that `trainer.rollout_data_dir` gets at most; null: all."""
+    max_lost_share: float = 0.05
+    """A step that lost a larger share of its samples, because generation or reward failed, ends the run; in [0, 1]."""
 
     @property
     def mixes(self) -> bool:

@@ -22,19 +22,21 @@ from verl.utils.device import get_device_name
 
 from recipe.soup.agent_loop import ORDERS_KEY
 from recipe.soup.algorithm import soup_loss, weigh_decoupled
+from recipe.soup.dump import DumpStage
 from recipe.soup.history import HistoricalReplicas
+from recipe.soup.lost_samples import LostSamples
 from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.orders import PromptOrders
 from recipe.soup.plan import RunFacts
 from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
-from recipe.soup.rows import fetch, sample_columns, without_padding
+from recipe.soup.rows import fetch
 from recipe.soup.run_settings import run_settings
 from recipe.soup.sources.base import BANK_FILE, PrefixSource
 from recipe.soup.sources.make import make_source
 from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.update_stage import UpdateStage
 from recipe.soup.validation import ValidationStage
-from verl_ext.health import RolloutWatchdog, handshake
+from verl_ext.health import RolloutWatchdog, handshake, transfer_queue_actors
 from verl_ext.versioned_client import VersionedLLMServerClient
 
 CPU_POLL_SECONDS = 0.05
@@ -42,16 +44,17 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(UpdateStage, ValidationStage):
+class SoupStages(UpdateStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update (`UpdateStage`).
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
     """
 
     def __init__(self, config: Any) -> None:
-        self._dumped_partition: str | None = None
         self._visits, self._arrived, self._shown = {}, [], []
         self.settings = run_settings(config)
+        rollout, prompts = config.actor_rollout_ref.rollout, config.data.train_batch_size
+        self.lost = LostSamples(rollout.n, rollout.n * prompts, self.settings.max_lost_share)
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)
@@ -80,6 +83,7 @@ class SoupStages(UpdateStage, ValidationStage):
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()
+        self.lost.watch(replay_buffer)
         if get_device_name() == "cpu":
             replay_buffer.poll_interval = CPU_POLL_SECONDS
         clear_groups = replay_buffer._clear_groups
@@ -131,10 +135,18 @@ class SoupStages(UpdateStage, ValidationStage):
         replicas += self.history.replicas if self.history is not None else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
+        self.lost.agents = agents
+        graders = {
+            f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_manager.reward_loop_workers)
+        }
+        others = graders | transfer_queue_actors(self.config.transfer_queue)
         if "file" in self.config.trainer.logger:
             keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
-        with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents):
-            super().fit(agent_loop_manager)
+        try:
+            with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents, others):
+                super().fit(agent_loop_manager)
+        finally:
+            self._finish_dumps()
 
     # ------------------------------------------------------------------ prompts, ahead of their time
 
@@ -157,6 +169,10 @@ class SoupStages(UpdateStage, ValidationStage):
             self.source.order(self.global_steps, list(cast(Any, batch[ORDERS_KEY])))
         return batch
 
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        self.lost.send(batch)
+        return super()._submit_batch_to_rollout(batch)
+
     def on_sample_end(self) -> None:
         super().on_sample_end()
         self.source.generated(self.global_steps)
@@ -170,19 +186,7 @@ class SoupStages(UpdateStage, ValidationStage):
     def _get_n_gpus_for_throughput(self) -> int:
         return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)
 
-    # ------------------------------------------------------------------ dump and checkpoint
-
-    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
-        self._dumped_partition = str(batch.partition_id)
-        super()._log_rollout_data(without_padding(batch), timing_raw, rollout_data_dir)
-        self._dumped_partition = None
-
-    def _dump_generations(self, *args: Any, reward_extra_infos_dict: dict, **kwargs: Any) -> None:
-        # verl also comes here with validation samples, which have no columns of ours.
-        if self._dumped_partition is not None:
-            columns = sample_columns(reward_extra_infos_dict["uid"], self._dumped_partition, self.tokenizer)
-            reward_extra_infos_dict = {**reward_extra_infos_dict, **columns}
-        super()._dump_generations(*args, reward_extra_infos_dict=reward_extra_infos_dict, **kwargs)
+    # ------------------------------------------------------------------ checkpoint
 
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"

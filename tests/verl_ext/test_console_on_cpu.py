@@ -17,7 +17,7 @@ import verl.trainer.ppo.v1.trainer_base as trainer_base
 import verl.utils.logger.aggregate_logger as aggregate_logger
 
 from verl_ext.console import Display
-from verl_ext.health import ENDED
+from verl_ext.health import ENDED, NOTICE
 from verl_ext.run_progress import PHASES, SHOWN, RunProgress
 
 LOG = """\
@@ -89,6 +89,13 @@ def test_without_a_terminal_a_line_for_each_phase_and_a_few_for_the_steps() -> N
 
 def test_why_a_run_was_ended_is_shown() -> None:
     assert "The engine died. " + ENDED in feed([*LOG, f"The engine died. {ENDED}"])
+
+
+def test_notices_are_shown_though_a_bar_stands_before_them() -> None:
+    bar = "(TaskRunnerV1 pid=7) Training Progress:   5%|▌         | 1/20 [00:04<01:20,  4.5s/it]"
+    shown = feed([*LOG, f"{bar}{NOTICE}step 3 lost a sample."])
+    assert f"\n{NOTICE}step 3 lost a sample.\n" in shown
+    assert "TaskRunner" not in shown
 
 
 APP = """

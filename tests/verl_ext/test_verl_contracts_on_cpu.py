@@ -39,6 +39,12 @@ from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_match
             PPOTrainer._dump_generations,
             ["self", "inputs", "outputs", "gts", "scores", "reward_extra_infos_dict", "dump_path"],
         ),
+        (
+            PPOTrainer._write_generations,
+            ["inputs", "outputs", "gts", "scores", "reward_extra_infos_dict", "dump_path", "global_steps"],
+        ),
+        (PPOTrainer._init_dump_executor, ["self"]),
+        (PPOTrainer._shutdown_dump_executor, ["self"]),
         (PPOTrainer._save_checkpoint, ["self"]),
         (PPOTrainer._load_checkpoint, ["self"]),
         (PPOTrainer._init_dataloader, ["self"]),

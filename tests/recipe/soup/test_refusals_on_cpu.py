@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from recipe.soup.callbacks import RefuseWrongConfig
+from recipe.soup.callbacks import RefuseWrongConfig, RefuseWrongSettings
 from recipe.soup.prefixes import PrefixBank
 from recipe.soup.refusals import BANK_FILE, check_config
 from recipe.soup.settings import parse_settings
@@ -76,6 +77,9 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.snapshot.storage=tape", ["snapshot.storage=tape", "memory, disk"]),
         ("algorithm.soup.snapshot.placement=cloud", ["snapshot.placement=cloud", "standalone"]),
         ("algorithm.soup.ratio=none", ["algorithm.soup.ratio=none", "behavior"]),
+        ("algorithm.soup.dump_rows=0", ["algorithm.soup.dump_rows=0", "1 or more", "null"]),
+        ("algorithm.soup.max_lost_share=-0.1", ["algorithm.soup.max_lost_share=-0.1", "between 0"]),
+        ("algorithm.soup.max_lost_share=5", ["algorithm.soup.max_lost_share=5", "and 1"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
         ("+trainer.v1.sync.parameter_sync_step=2", ["trainer.v1.sync.parameter_sync_step=2", "set it to 1"]),
         ("+trainer.v1.colocate_async.parameter_sync_step=2", ["parameter_sync_step=2", "a version is one update"]),
@@ -110,6 +114,16 @@ def test_refused(composed: Compose, example: Compose, override: str, words: list
     text = sentence(composed(*BASE, override) if override.startswith("+") else example(override))
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize("override", ["algorithm.soup.dump_rows=0", "algorithm.soup.max_lost_share=5.0"])
+def test_refused_of_the_twin_before_ray_starts(composed: Compose, override: str) -> None:
+    config = composed("algorithm=grpo", *BASE[1:], override)
+    RefuseWrongSettings().on_job_start(composed("algorithm=grpo", *BASE[1:]))
+    with pytest.raises(SystemExit, match=f"^{re.escape(override)}: "):
+        RefuseWrongSettings().on_job_start(config)
+    with resources.files("recipe.soup.config.algorithm").joinpath("grpo.yaml").open() as file:
+        assert OmegaConf.load(file).hydra.callbacks.settings._target_ == "recipe.soup.callbacks.RefuseWrongSettings"
 
 
 FULL = {

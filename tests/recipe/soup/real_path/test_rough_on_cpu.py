@@ -8,6 +8,7 @@ from real_run import STARTED, RealRun, assert_engine_agrees, assert_exact, versi
 
 from recipe.soup.prefixes import PrefixBank
 from recipe.soup.verify import read_samples, verify
+from verl_ext.health import NOTICE
 
 pytestmark = pytest.mark.real_run
 
@@ -29,6 +30,7 @@ ROUGH = (
     "actor_rollout_ref.rollout.temperature=0.7",
     "algorithm.filter_groups.enable=true",
     f"reward.custom_reward_function.path={FLAKY}",
+    "algorithm.soup.max_lost_share=0.5",
     "data.train_max_samples=24",
     "data.shuffle=false",
     "trainer.total_epochs=100",
@@ -78,6 +80,22 @@ def test_failed_prompts_leave_incomplete_groups_and_no_padding_in_the_dump(rough
     rows = [row for rows in read_samples(rough.samples).values() for row in rows]
     assert len(rows) < 7 * 64
     assert not any(row["uid"].startswith("pad") for row in rows)
+
+
+def test_lost_samples_are_counted_and_the_first_error_is_told_in_the_terminal(rough: RealRun) -> None:
+    rows = read_samples(rough.samples)
+    lost = 0.0
+    for step, metrics in rough.metrics("soup").items():
+        asked, arrived, trained, share = (
+            metrics[f"soup/train/samples/{name}"] for name in ("asked", "arrived", "trained", "lost_share")
+        )
+        assert asked >= 64
+        assert asked >= arrived >= trained == len(rows[step])
+        assert share == pytest.approx((asked - arrived) / asked)
+        lost += asked - arrived
+    assert 0 < lost < 100
+    assert rough.terminal.count(NOTICE) == 1
+    assert "the first error was ValueError: a grader that fails now and then." in rough.terminal
 
 
 def test_cut_prefixes_have_no_end_token_and_are_counted(rough: RealRun) -> None:
