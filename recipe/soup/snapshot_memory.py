@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from omegaconf import DictConfig
 from safetensors import safe_open
 
@@ -61,15 +62,17 @@ def check_memory(config: DictConfig, settings: SnapshotSettings) -> None:
             raise refuse(KEY, f"{share:g}", why)
     if not colocated:
         return
-    trainer, other = trainer_bytes(config, params), ASLEEP if rollout.free_cache_engine else 0
-    for key, value in ((KEY, share), (ROLLOUT_KEY, awake)):
-        needed = value * total + trainer + other
+    trainer = trainer_bytes(config, params)
+    beside = f"{trainer / GB:.1f} GB of weights and optimizer in the trainer"
+    if rollout.free_cache_engine:
+        held, beside = trainer + ASLEEP, f"{beside} + {ASLEEP / GB:.0f} GB of the engine that sleeps"
+    else:
+        held, beside = trainer + awake * total, f"{beside} + {awake:.2f} x {total / GB:.0f} GB of the rollout engine"
+    # Without sleep the first sum is all there is; with it, the engines take turns.
+    for key, value in ((KEY, share), (ROLLOUT_KEY, awake))[: 2 if rollout.free_cache_engine else 1]:
+        needed = value * total + held
         if needed > total:
-            sum_of = (
-                f"{value:.2f} x {total / GB:.0f} GB + {trainer / GB:.1f} GB of weights and optimizer in the trainer"
-            )
-            asleep = f" + {other / GB:.0f} GB of the engine that sleeps" if other else ""
-            why = f"{sum_of}{asleep} = {needed / GB:.1f} GB on a GPU of {total / GB:.0f} GB"
+            why = f"{value:.2f} x {total / GB:.0f} GB + {beside} = {needed / GB:.1f} GB on a GPU of {total / GB:.0f} GB"
             raise refuse(key, f"{value:g}", f"{why}; lower it, offload the trainer, or use placement=standalone.")
 
 
@@ -101,7 +104,10 @@ def parameters(path: str) -> int | None:
     """Of a model that lies on this machine, as its safetensors say; None if it does not."""
     folder = Path(path).expanduser()
     if not folder.exists():
-        cached = try_to_load_from_cache(path, "config.json") if "://" not in path else None
+        try:
+            cached = try_to_load_from_cache(path, "config.json")
+        except HFValidationError:  # another kind of address
+            return None
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent

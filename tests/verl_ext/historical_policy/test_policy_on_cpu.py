@@ -1,7 +1,7 @@
 """The second policy with replicas that write down what they are asked for. The real ones: recipe/soup/real_path."""
 
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -154,8 +154,9 @@ def test_its_engine_may_be_smaller_than_the_current_policys(config: DictConfig) 
     (engine,), rollout = Replica.configs, config.actor_rollout_ref.rollout
     assert (engine.gpu_memory_utilization, engine.max_num_seqs) == (0.25, 7)
     assert (rollout.gpu_memory_utilization, rollout.max_num_seqs) != (0.25, 7)
-    resolved = OmegaConf.to_container(engine, resolve=True)  # in its place in the whole config, for interpolations
-    assert {**resolved, **overrides} == {**OmegaConf.to_container(rollout, resolve=True), **overrides}
+    # In its place in the whole config, for interpolations.
+    resolved, expected = (cast(dict, OmegaConf.to_container(node, resolve=True)) for node in (engine, rollout))
+    assert resolved == {**expected, **overrides}
 
 
 def test_one_request_that_fails_takes_no_other_with_it(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
