@@ -25,11 +25,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Gpu:
-    """An H200: bytes a second of its memory, dense bf16 operations a second, bytes a second to the host."""
+    """An H200: bytes a second of its memory, dense bf16 operations a second, bytes a second to the host (PCIe 5.0 x16,
+    one direction), to the other GPUs of its node (NVLink) and to other nodes (400 Gb/s a GPU)."""
 
     bandwidth: float = 4.8e12
     flops: float = 990e12
-    host: float = 50e9
+    host: float = 63e9
+    nvlink: float = 450e9
+    network: float = 50e9
     memory: float = 141e9
 
 
@@ -60,7 +63,15 @@ class Run:
 
 
 EFFICIENCY = 0.4
-"""Share of peak bandwidth in decoding and of peak operations in training that a run reaches."""
+"""Share of peak bandwidths and of peak operations that a run reaches."""
+OLD_LOG_PROBS = 0.47
+"""Seconds of the old log-probs for each of the update. By operations it would be 2 / 8. The middle of three published
+runs: 107.7 / 269.8, 70.3 / 133.4 and 53.9 / 113.8 s, on 32, 64 and 128 GPUs (`PUBLISHED`)."""
+PUBLISHED = "https://verl.readthedocs.io/en/latest/advance/fully_async.html"
+PAGEABLE = 8e9
+"""Bytes a second from pageable host memory to a GPU, for an engine that loads a snapshot. Assumed."""
+WRITING = 1e9
+"""Bytes a second that the thread writes which packs a snapshot. Assumed; `snapshot_write.py` measures it."""
 OVERHEAD = 2e-3
 """Seconds of one decoding step besides the GPU's work."""
 MODELS = (
@@ -97,14 +108,18 @@ class Cost:
         return self.decode(run.prompts * run.samples, run.response_tokens, run.prompt_tokens + run.response_tokens / 2)
 
     @property
-    def training(self) -> float:
-        """Old log-probs (2 operations a parameter and token) and update (6)."""
+    def update(self) -> float:
+        """8 operations a parameter and token: forward, again for checkpointed activations, and backward."""
         tokens = self.run.prompts * self.run.samples * (self.run.prompt_tokens + self.run.response_tokens)
         return 8 * self.model.params * tokens / (self.gpus * self.gpu.flops * EFFICIENCY)
 
     @property
+    def old_log_probs(self) -> float:
+        return OLD_LOG_PROBS * self.update
+
+    @property
     def step(self) -> float:
-        return self.generation + self.training
+        return self.generation + self.old_log_probs + self.update
 
     @property
     def lookahead(self) -> float:
@@ -113,13 +128,21 @@ class Cost:
 
     @property
     def load(self) -> float:
-        """Seconds to bring a snapshot, fp32 as trained, from the host to every GPU, each of which picks its share."""
-        return 4 * self.model.params / self.gpu.host
+        """Seconds to bring a snapshot, in bf16, from the host to every GPU, each of which picks its share."""
+        return 2 * self.model.params / PAGEABLE
 
     @property
     def write(self) -> float:
-        """Seconds to write a snapshot, by one worker, spread over the steps between two."""
-        return 4 * self.model.params / self.gpu.host / self.run.every
+        """Seconds for which the trainer waits, spread over the steps between two snapshots: all GPUs gather the fp32
+        weights, and one copies them to the host in bf16."""
+        between = self.gpu.nvlink if self.gpus <= 8 else self.gpu.network
+        bandwidths = (4 / between + 2 / self.gpu.host) / EFFICIENCY
+        return self.model.params * bandwidths / self.run.every
+
+    @property
+    def written(self) -> float:
+        """Seconds until it can be loaded, while training goes on."""
+        return 2 * self.model.params / WRITING
 
     @property
     def prefixes(self) -> float:
@@ -130,7 +153,7 @@ class Cost:
     @property
     def colocated(self) -> float:
         """Wake, load, sample, sleep: nothing overlaps."""
-        swap = 2 * 2 * self.model.params / (self.tp * self.gpu.host)
+        swap = 2 * 2 * self.model.params / (self.tp * self.gpu.host * EFFICIENCY)
         return swap + self.load + self.prefixes + self.write
 
     @property
@@ -164,6 +187,10 @@ def main() -> None:
         gpu=gpu,
         efficiency=EFFICIENCY,
         overhead=OVERHEAD,
+        old_log_probs=OLD_LOG_PROBS,
+        published=PUBLISHED,
+        pageable=PAGEABLE,
+        writing=WRITING,
         costs=[[Cost(model, gpus, run, gpu) for gpus in GPUS] for model in MODELS],
         kept=snapshots_kept(run),
         bank=[(lag, run.prefix_tokens * lag, 8 * run.prefix_tokens * lag / GB) for lag in lags],

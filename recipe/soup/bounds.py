@@ -177,6 +177,14 @@ def _check_lengths(settings: SoupSettings, response_length: int) -> None:
 def _check_snapshots(settings: SoupSettings) -> None:
     snapshot = settings.snapshot
     _demand(settings, "snapshot.every", snapshot.every >= 1, "a snapshot is taken every 1 or more updates.")
+    share, sequences = snapshot.gpu_memory_utilization, snapshot.max_num_seqs
+    _demand(
+        settings,
+        "snapshot.gpu_memory_utilization",
+        share is None or 0 < share <= 1,
+        "a share lies above 0 and up to 1.",
+    )
+    _demand(settings, "snapshot.max_num_seqs", sequences is None or sequences >= 1, "decode at least 1 at once.")
     lagged = snapshot.policy == "lagged"
     _demand(
         settings,

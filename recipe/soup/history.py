@@ -10,8 +10,10 @@ from verl.trainer.ppo.utils import Role
 from verl.workers.rollout.replica import RolloutReplica
 
 from recipe.soup.settings import SoupSettings
-from verl_ext.historical_policy.policy import HistoricalPolicy, take_snapshot, use_snapshots
+from recipe.soup.snapshot_memory import engine_overrides
+from verl_ext.historical_policy.policy import HistoricalPolicy
 from verl_ext.historical_policy.snapshots import Snapshot
+from verl_ext.historical_policy.taking import take_snapshot, use_snapshots
 
 WEIGHTS_FOLDER = "past_weights"
 
@@ -43,6 +45,7 @@ class HistoricalReplicas:
             placement=self._settings.placement,
             n_gpus=self._settings.n_gpus,
             pool=trainer.resource_pool_manager.get_resource_pool(role),
+            overrides=engine_overrides(self._config, self._settings),
         )
         self._policy.start()
 
@@ -57,7 +60,7 @@ class HistoricalReplicas:
         return self._policy.replicas if self._policy is not None else []
 
     def take_snapshot(self, version: int) -> Snapshot:
-        """Write the trainer's current weights."""
+        """Copy the trainer's current weights; they are written while training goes on."""
         return take_snapshot(self._actor_rollout_wg, version)
 
     def sample(self, snapshot: Snapshot, prompts: Sequence[Any], max_tokens: Sequence[int]) -> "Future[list[Any]]":

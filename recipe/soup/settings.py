@@ -84,6 +84,11 @@ class SnapshotSettings:
     samples while the trainer goes on."""
     n_gpus: int | None = None
     """Only for `standalone`; null: those of one replica."""
+    gpu_memory_utilization: float | None = None
+    """Share of a GPU's memory that the historical engine plans with while it is awake, as the rollout's key of this
+    name; null: that of the rollout, less a tenth of it when both are colocated. On a CPU nothing heeds it."""
+    max_num_seqs: int | None = None
+    """Responses that the historical engine decodes at once; null: the rollout's."""
 
     def needed(self, lag: int) -> int:
         """Snapshots that must be kept so that one is `lag` updates old when it is asked for."""

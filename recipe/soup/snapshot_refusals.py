@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipe.soup.settings import POLICIES, SnapshotSettings, refuse
+from recipe.soup.snapshot_memory import check_memory
 from verl_ext.historical_policy.snapshots import checkpoint_files
 
 SETTINGS = "algorithm.soup.snapshot"
@@ -37,6 +38,7 @@ def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
             raise refuse(key, path, f"no such folder; choose one of {choices}, or give a checkpoint or owner/model.")
         _check_weights(key, path)
     _check_gpus(config, settings)
+    check_memory(config, settings)
 
 
 def _check_weights(key: str, path: str) -> None:

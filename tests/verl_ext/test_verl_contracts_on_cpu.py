@@ -1,7 +1,8 @@
 """What we rely on in verl 0.9.1, by name: a version bump that changes one of these fails here, with the symbol."""
 
 import inspect
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,6 +10,7 @@ from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
+from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
 from verl.single_controller.ray.base import split_resource_pool
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -18,7 +20,7 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
-from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from verl.workers.utils.losses import ppo_loss
 
@@ -109,6 +111,29 @@ def test_the_synchronous_trainer_syncs_in_place_whatever_the_checkpoint_engine_i
 def test_the_sender_of_weights_waits_for_an_answer() -> None:
     """Why a worker that fails while it receives weights must die (`verl_ext.vllm_worker`)."""
     assert "_ack_pending" in inspect.getsource(BucketedWeightReceiver.receive_weights)
+
+
+def test_weights_are_sent_in_the_trainers_data_type_and_rounded_by_the_engine() -> None:
+    """Why a snapshot that is rounded before has the same bits (`verl_ext.historical_policy.writing`)."""
+    assert '"dtype": weight.dtype' in inspect.getsource(BucketedWeightSender.async_send_weights)
+
+
+def test_every_training_worker_is_asked_for_the_shards_of_a_snapshot() -> None:
+    """`verl_ext.historical_policy.taking` gives one argument a worker, and gets references at once."""
+    how = getattr(ActorRolloutRefWorker.execute_checkpoint_engine, MAGIC_ATTR)
+    assert how["dispatch_mode"] == Dispatch.DP_COMPUTE
+    assert not how["blocking"]
+
+
+def test_vllm_wants_its_share_of_the_whole_gpu_free_when_it_starts() -> None:
+    """What `recipe.soup.snapshot_memory` adds up; the trainer's weights and a sleeping engine are not free."""
+    from vllm.v1.worker.utils import request_memory
+
+    gpu: Any = SimpleNamespace(total_memory=80, free_memory=50, device_="cuda:0")
+    fits, too_much = (SimpleNamespace(gpu_memory_utilization=share) for share in (0.6, 0.7))
+    assert request_memory(gpu, cast(Any, fits)) == 48
+    with pytest.raises(ValueError, match="Free memory on device"):
+        request_memory(gpu, cast(Any, too_much))
 
 
 def test_our_cpu_platform_implements_verls_interface() -> None:

@@ -1,4 +1,4 @@
-"""A verl CheckpointEngine that writes the trainer's weights as safetensors, and streams any such weights to a replica.
+"""A verl CheckpointEngine that writes the trainer's weights, and streams any weights to a replica.
 
 verl's own engines only connect the trainer's current weights with the rollout. This one has two independent ends:
 `send_weights` runs in the training workers and makes a snapshot; `receive_weights` runs beside a rollout engine and
@@ -7,50 +7,86 @@ reads the snapshot that it was pointed at. verl finds it by `backend` and `custo
 """
 
 from collections.abc import AsyncGenerator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 from verl.utils.device import get_device_id
 from verl.utils.fs import copy_to_local
 
-from verl_ext.historical_policy.snapshots import Snapshot, checkpoint_files, write_tensors
+from verl_ext.historical_policy.snapshots import Shard, Snapshot, checkpoint_files
+from verl_ext.historical_policy.writing import stage, unpack, write_shards
 
 BACKEND = "snapshot"
 
 
 @CheckpointEngineRegistry.register(BACKEND)  # pyright: ignore[reportAttributeAccessIssue]  (verl left out @staticmethod)
 class SnapshotCheckpointEngine(CheckpointEngine):
-    """Weights as safetensors shards, in files or in Ray's object store.
+    """Weights as safetensors files, or in Ray's object store.
 
     Args:
         bucket_size: bytes of a shard.
         is_master: this training worker writes; the others only take part in the gathering of the tensors.
         folder: for the files of snapshots, readable by every node; None keeps them in Ray's object store.
+        dtype: torch's name of the rollout engine's, in which matrices are written (`narrowed`); None: as they are
+            trained.
     """
 
-    def __init__(self, bucket_size: int, is_master: bool = False, folder: str | None = None) -> None:
+    def __init__(
+        self, bucket_size: int, is_master: bool = False, folder: str | None = None, dtype: str | None = None
+    ) -> None:
         self._shard_bytes, self._is_master = bucket_size, is_master
         self._folder = Path(folder) if folder is not None else None
+        self._dtype = None if dtype is None else getattr(torch, dtype)
         self._snapshot: Snapshot | None = None
+        self._writing: dict[int | None, Future[list[Shard]]] = {}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshot")
 
     async def send_weights(
         self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None
     ) -> dict[str, Any]:
-        """Write the weights. Collective: every training worker must call it.
+        """Copy the weights to the host, and begin to write them. Collective: every training worker must call it.
 
         Returns:
-            on the master, `shards` and `nbytes` of the `Snapshot`; elsewhere nothing.
+            on the master, `nbytes` of the `Snapshot`, whose shards `written` gives; elsewhere nothing.
+
+        Raises:
+            RuntimeError: an earlier snapshot could not be written.
         """
         if not self._is_master:
             for _ in weights:
                 pass
             return {}
-        folder = None if self._folder is None else self._folder / f"version_{global_steps}"
-        written = list(write_tensors(weights, self._shard_bytes, folder))
-        return {"shards": tuple(shard for shard, _ in written), "nbytes": sum(size for _, size in written)}
+        wait(self._writing.values())  # the host holds one copy at a time
+        staged = stage(weights, self._dtype)
+        for earlier in self._writing.values():  # only now: the others are in the gathering, too
+            earlier.result()
+        nbytes = sum(tensor.nbytes for tensor in staged.values())
+        self._writing[global_steps] = self._thread.submit(self._write, staged, global_steps)
+        return {"nbytes": nbytes}
+
+    def _write(self, staged: dict[str, torch.Tensor], version: int | None) -> list[Shard]:
+        folder = None if self._folder is None else self._folder / f"version_{version}"
+        try:
+            return write_shards(staged, self._shard_bytes, folder)
+        except Exception as error:
+            where = folder or "Ray's object store"
+            raise RuntimeError(f"the snapshot of version {version} was not written to {where}: {error}") from error
+
+    def written(self, version: int) -> list[Shard] | None:
+        """The shards of a snapshot that `send_weights` began, once; None while they are being written.
+
+        Returns at once: the training worker does nothing else meanwhile.
+
+        Raises:
+            RuntimeError: they could not be written.
+        """
+        if not self._is_master or not self._writing[version].done():
+            return None
+        return self._writing.pop(version).result()
 
     def point_at(self, snapshot: Snapshot) -> None:
         """What `receive_weights` is to read next."""
@@ -62,7 +98,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         assert self._snapshot is not None, "point_at comes first"
         device, origin = get_device_id(), self._snapshot.origin
         for shard in self._snapshot.shards if origin is None else checkpoint_files(copy_to_local(origin)):
-            tensors = load_file(shard) if isinstance(shard, Path) else load(await shard)
+            tensors = load_file(shard) if isinstance(shard, Path) else unpack(await shard)
             for name, tensor in tensors.items():
                 yield name, tensor.to(device)
 

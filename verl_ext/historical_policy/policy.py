@@ -1,15 +1,15 @@
 """The historical-policy rollout worker: rollout replicas of their own that serve past weights."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
 import ray
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -20,34 +20,7 @@ from verl.utils.dataset.rl_dataset import get_dataset_class
 from verl.workers.config import HFModelConfig
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput, get_rollout_replica_class
 
-from verl_ext.historical_policy.checkpoint_engine import BACKEND
 from verl_ext.historical_policy.snapshots import Snapshot
-
-
-def use_snapshots(config: DictConfig, folder: Path | None) -> None:
-    """Make the training workers of this run able to write snapshots. Call it before they are created.
-
-    Args:
-        config: verl's whole config; changed in place.
-        folder: for the files, readable by every node; None keeps snapshots in Ray's object store.
-    """
-    with open_dict(config):
-        engine = config.actor_rollout_ref.rollout.checkpoint_engine
-        engine.backend = BACKEND
-        engine.custom_backend_module = "verl_ext.historical_policy.checkpoint_engine"
-        engine.engine_kwargs = {BACKEND: {"folder": None if folder is None else str(folder.absolute())}}
-
-
-def take_snapshot(actor_rollout_wg: Any, version: int) -> Snapshot:
-    """Write the trainer's weights; every training worker takes part.
-
-    Args:
-        actor_rollout_wg: verl's worker group of the actor, created after `use_snapshots`.
-        version: number of updates that made these weights.
-    """
-    answers = ray.get(actor_rollout_wg.update_weights(global_steps=version, mode=BACKEND))
-    written = next(answer for answer in answers if answer)
-    return Snapshot(version, written["shards"], written["nbytes"])
 
 
 class HistoricalPolicy:
@@ -64,6 +37,8 @@ class HistoricalPolicy:
             (`rollout.free_cache_engine`) whenever it does not sample.
         n_gpus: for `standalone`, a multiple of one replica's GPUs; `colocated` uses all of the pool.
         pool: for `colocated`, the resource pool of the training workers.
+        overrides: keys of `actor_rollout_ref.rollout` in which the engine differs from the current policy's, such as
+            `gpu_memory_utilization`.
     """
 
     def __init__(
@@ -73,9 +48,11 @@ class HistoricalPolicy:
         placement: str = "standalone",
         n_gpus: int | None = None,
         pool: RayResourcePool | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self._config, self._placement = config, placement
         rollout = config.actor_rollout_ref.rollout
+        engine: Any = OmegaConf.merge(rollout, dict(overrides or {}))
         size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
         self._pools = split_resource_pool(pool, size) if placement == "colocated" and pool is not None else []
         count = len(self._pools) or (n_gpus or size) // size
@@ -83,7 +60,7 @@ class HistoricalPolicy:
         self.replicas: list[RolloutReplica] = [
             replica_class(
                 replica_rank=first_rank + i,
-                config=rollout,
+                config=engine,
                 model_config=config.actor_rollout_ref.model,
                 gpus_per_node=config.trainer.n_gpus_per_node,
             )
@@ -136,11 +113,13 @@ class HistoricalPolicy:
         return self._thread.submit(asyncio.run, self._sample(snapshot, list(prompts), list(max_tokens)))
 
     async def _sample(self, snapshot: Snapshot, prompts: list[Any], max_tokens: list[int]) -> list[TokenOutput | None]:
+        # Before the engine wakes: what is still being written is waited for.
+        plain = replace(snapshot, shards=tuple(snapshot.shards))
         try:
             if self._sleeps:
                 await asyncio.gather(*(replica.wake_up() for replica in self.replicas))
-            if snapshot != self._loaded:
-                await self._load(snapshot)
+            if plain != self._loaded:
+                await self._load(plain)
             answers = await self._generate(await self._prompt_ids(prompts), max_tokens)
         finally:
             await self._rest()

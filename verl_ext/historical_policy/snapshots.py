@@ -1,18 +1,51 @@
-"""Past weights: what a snapshot is, how it is written, and what else may serve as one. Imports no verl."""
+"""Past weights: what a snapshot is, and what else may serve as one. Imports no verl."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
-import ray
-import torch
 from huggingface_hub import snapshot_download
 from ray import ObjectRef
-from safetensors.torch import save
+
+Shard = Path | ObjectRef
+"""A safetensors file that all nodes see, or an object in Ray's store, made by `writing.pack`."""
 
 FOREIGN = -1
 """Version of weights that are not of this run."""
+
+
+class PendingShards(Sequence[Shard]):
+    """Shards that are still being written; whoever looks at them waits until they are there.
+
+    Args:
+        wait: returns them; called once. What it raises is raised again for everyone who looks.
+    """
+
+    def __init__(self, wait: Callable[[], Sequence[Shard]]) -> None:
+        self._wait, self._lock = wait, Lock()
+        self._shards: tuple[Shard, ...] | None = None
+        self._error: Exception | None = None
+
+    def _get(self) -> tuple[Shard, ...]:
+        with self._lock:  # a checkpoint and an engine may ask at once
+            if self._error is not None:
+                raise self._error
+            if self._shards is None:
+                try:
+                    self._shards = tuple(self._wait())
+                except Exception as error:
+                    self._error = error
+                    raise
+            return self._shards
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._get()[index]
+
+    def __len__(self) -> int:
+        return len(self._get())
 
 
 @dataclass(frozen=True)
@@ -21,47 +54,15 @@ class Snapshot:
 
     Attributes:
         version: number of updates that made them, or `FOREIGN`.
-        shards: safetensors, each a file that all nodes see or an object in Ray's store.
-        nbytes: of all shards.
+        shards: all its tensors; `PendingShards` while they are being written.
+        nbytes: of all tensors; once it is read back from a checkpoint, of their files.
         origin: in place of shards, a checkpoint that each node finds for itself (`from_checkpoint`).
     """
 
     version: int
-    shards: tuple[Path | ObjectRef, ...]
+    shards: Sequence[Shard]
     nbytes: int
     origin: str | None = None
-
-
-def write_tensors(
-    weights: Iterable[tuple[str, torch.Tensor]], shard_bytes: int, folder: Path | None
-) -> Iterator[tuple[Path | ObjectRef, int]]:
-    """Pack tensors into safetensors shards of about `shard_bytes`; yields each shard and its size in bytes.
-
-    Args:
-        folder: where the files go (made if missing), or None for Ray's object store.
-    """
-    pending: dict[str, torch.Tensor] = {}
-    count = size = 0
-
-    def flush() -> tuple[Path | ObjectRef, int]:
-        data = save(pending)
-        if folder is None:
-            return ray.put(data), len(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{count:05d}.safetensors"
-        path.unlink(missing_ok=True)  # a checkpoint may hold a link to an older file of this name
-        path.write_bytes(data)
-        return path, len(data)
-
-    for name, tensor in weights:
-        # A copy: the tensor may be a live parameter, or share its memory with another one.
-        pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size += pending[name].nbytes
-        if size >= shard_bytes:
-            yield flush()
-            pending, size, count = {}, 0, count + 1
-    if pending:
-        yield flush()
 
 
 def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import ray
-from ray import ObjectRef
+from safetensors.torch import load_file, save_file
 
-from verl_ext.historical_policy.snapshots import Snapshot
+from verl_ext.historical_policy.snapshots import Shard, Snapshot
+from verl_ext.historical_policy.writing import pack, unpack
 
 INDEX_FILE = "snapshots.json"
 
@@ -93,11 +94,14 @@ class SnapshotStore:
         return [*self._by_version.values(), *self.named.values()]
 
     def _discard(self, snapshot: Snapshot) -> None:
-        """Delete the files of a snapshot that nothing refers to; Ray frees its objects by itself."""
-        if snapshot in (*self._all(), self._held) or self._folder is None:
+        """Delete the files of a snapshot that nothing refers to; Ray frees its objects by itself.
+
+        One that is still being written is waited for: its writer would make the files anew, or keep the objects.
+        """
+        if snapshot in (*self._all(), self._held):
             return
         for shard in snapshot.shards:
-            if isinstance(shard, Path) and shard.is_relative_to(self._folder):
+            if isinstance(shard, Path) and self._folder is not None and shard.is_relative_to(self._folder):
                 shard.unlink(missing_ok=True)
 
     def save(self, folder: Path) -> None:
@@ -128,16 +132,16 @@ class SnapshotStore:
         self.named = {name: snapshots[version] for name, version in index["named"].items()}
         self.notes = index["notes"]
 
-    def _own(self, file: Path, version: int) -> Path | ObjectRef:
+    def _own(self, file: Path, version: int) -> Shard:
         if self._folder is None:
-            return ray.put(file.read_bytes())
+            return ray.put(pack(load_file(file)))
         target = self._folder / f"version_{version}" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         _link_or_write(file, target)
         return target
 
 
-def _link_or_write(shard: Path | ObjectRef, target: Path) -> None:
+def _link_or_write(shard: Shard, target: Path) -> None:
     target.unlink(missing_ok=True)
     if isinstance(shard, Path):
         try:
@@ -146,4 +150,4 @@ def _link_or_write(shard: Path | ObjectRef, target: Path) -> None:
         except OSError:  # another file system
             target.write_bytes(shard.read_bytes())
     else:
-        target.write_bytes(ray.get(shard))
+        save_file(unpack(ray.get(shard)), target)

@@ -1,17 +1,15 @@
 """The second policy with replicas that write down what they are asked for. The real ones: recipe/soup/real_path."""
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_ext.historical_policy import policy as module
-from verl_ext.historical_policy.checkpoint_engine import BACKEND
-from verl_ext.historical_policy.policy import HistoricalPolicy, take_snapshot, use_snapshots
-from verl_ext.historical_policy.snapshots import Snapshot
+from verl_ext.historical_policy.policy import HistoricalPolicy
+from verl_ext.historical_policy.snapshots import PendingShards, Snapshot
 
 MESSAGES = [{"role": "user", "content": "3 5 7=22:"}]
 
@@ -22,7 +20,10 @@ class Replica:
     events: ClassVar[list[Any]] = []
     fails: str | None = None
 
-    def __init__(self, replica_rank: int, **_: Any) -> None:
+    configs: ClassVar[list[DictConfig]] = []
+
+    def __init__(self, replica_rank: int, config: DictConfig, **_: Any) -> None:
+        self.configs.append(config)
         self.rank, self.workers = replica_rank, [f"worker {replica_rank}"]
         self.server_handle = SimpleNamespace(generate=SimpleNamespace(remote=self._generate))
 
@@ -70,6 +71,7 @@ def config(composed: Any, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
     monkeypatch.setattr(module, "RayWorkerGroup", Group)
     monkeypatch.setattr(module, "split_resource_pool", lambda pool, size: [f"{pool} {i}" for i in range(2)])
     monkeypatch.setattr(Replica, "events", [])
+    monkeypatch.setattr(Replica, "configs", [])
     monkeypatch.setattr(Replica, "fails", None)
     free = "actor_rollout_ref.rollout.free_cache_engine=true"
     return composed("hardware=cpu", "example=countdown", "actor_rollout_ref.rollout.temperature=0.7", free)
@@ -121,25 +123,45 @@ def test_whatever_fails_the_engine_goes_back_to_sleep(
     assert (("load", 3) in Replica.events) == (fails != "generate")  # what was not loaded is loaded again
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_engine_sleeps_until_the_snapshot_is_written(config: DictConfig, fails: bool) -> None:
+    policy = start(config, "colocated")
+    Replica.events.clear()
+
+    def wait() -> list[Any]:
+        Replica.events.append("written")
+        if fails:
+            raise RuntimeError("no room")
+        return []
+
+    snapshot = Snapshot(3, PendingShards(wait), 1)
+    sampling = policy.sample(snapshot, [MESSAGES], [4])
+    if fails:
+        with pytest.raises(RuntimeError, match="no room"):
+            sampling.result()
+        assert Replica.events == ["written"]
+        return
+    sampling.result()
+    policy.sample(snapshot, [MESSAGES], [4]).result()
+    assert Replica.events[:3] == ["written", "wake", "wake"]
+    assert Replica.events.count(("load", 3)) == 1
+    assert Replica.events.count("written") == 1
+
+
+def test_its_engine_may_be_smaller_than_the_current_policys(config: DictConfig) -> None:
+    overrides = {"gpu_memory_utilization": 0.25, "max_num_seqs": 7}
+    HistoricalPolicy(config, first_rank=2, n_gpus=1, overrides=overrides)
+    (engine,), rollout = Replica.configs, config.actor_rollout_ref.rollout
+    assert (engine.gpu_memory_utilization, engine.max_num_seqs) == (0.25, 7)
+    assert (rollout.gpu_memory_utilization, rollout.max_num_seqs) != (0.25, 7)
+    # In its place in the whole config, for interpolations.
+    resolved, expected = (cast(dict, OmegaConf.to_container(node, resolve=True)) for node in (engine, rollout))
+    assert resolved == {**expected, **overrides}
+
+
 def test_one_request_that_fails_takes_no_other_with_it(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = start(config, "standalone")
     monkeypatch.setattr(Replica, "fails", "first")
     short = [{"role": "user", "content": "3"}]
     answers = policy.sample(Snapshot(3, (), 1), [short, MESSAGES], [4, 4]).result()
     assert [answer is None for answer in answers] == [True, False]
-
-
-def test_snapshots_travel_by_verls_own_weight_update(config: DictConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_snapshots(config, Path("/shared"))
-    engine = config.actor_rollout_ref.rollout.checkpoint_engine
-    assert (engine.backend, engine.engine_kwargs[BACKEND].folder) == (BACKEND, "/shared")
-    monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda answers: answers))
-    asked = []
-
-    def update_weights(**kwargs: Any) -> list[dict]:
-        asked.append(kwargs)
-        return [{}, {"shards": (Path("x"),), "nbytes": 7}, {}]
-
-    snapshot = take_snapshot(SimpleNamespace(update_weights=update_weights), version=5)
-    assert snapshot == Snapshot(5, (Path("x"),), 7)
-    assert asked == [{"global_steps": 5, "mode": BACKEND}]

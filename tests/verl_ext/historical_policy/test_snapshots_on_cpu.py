@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,18 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 
-from verl_ext.historical_policy import snapshots, store
+from verl_ext.historical_policy import checkpoint_engine, store, writing
 from verl_ext.historical_policy.checkpoint_engine import BACKEND, SnapshotCheckpointEngine
-from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, checkpoint_files, from_checkpoint
+from verl_ext.historical_policy.snapshots import FOREIGN, PendingShards, Snapshot, checkpoint_files, from_checkpoint
 from verl_ext.historical_policy.store import SnapshotStore, surplus
+from verl_ext.historical_policy.writing import Packed, unpack
 
 
 class Reference:
     """An object reference; awaiting it gives the object."""
 
-    def __init__(self, value: bytes) -> None:
+    def __init__(self, value: Packed) -> None:
         self.value = value
 
     def __await__(self) -> Any:
@@ -32,7 +34,7 @@ class Reference:
 @pytest.fixture(autouse=True)
 def ray_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(put=Reference, get=lambda reference: reference.value)
-    monkeypatch.setattr(snapshots, "ray", fake)
+    monkeypatch.setattr(writing, "ray", fake)
     monkeypatch.setattr(store, "ray", fake)
 
 
@@ -50,8 +52,15 @@ WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfl
 
 def write(folder: Path | None, version: int = 3, weights: Any = None, bucket: int = 20) -> Snapshot:
     engine = SnapshotCheckpointEngine(bucket, is_master=True, folder=None if folder is None else str(folder))
-    written = run(engine.send_weights((weights or WEIGHTS).items(), global_steps=version))
-    return Snapshot(version, written["shards"], written["nbytes"])
+    sent = run(engine.send_weights((weights or WEIGHTS).items(), global_steps=version))
+    return Snapshot(version, tuple(wait_until_written(engine, version)), sent["nbytes"])
+
+
+def wait_until_written(engine: SnapshotCheckpointEngine, version: int) -> list[Any]:
+    shards = None
+    while shards is None:
+        shards = engine.written(version)
+    return shards
 
 
 def read(snapshot: Snapshot) -> dict[str, torch.Tensor]:
@@ -76,7 +85,7 @@ def test_what_the_trainer_sends_arrives_bit_for_bit(on_disk: bool, tmp_path: Pat
     if on_disk:
         files = [load_file(shard) for shard in snapshot.shards if isinstance(shard, Path)]
         assert {name for tensors in files for name in tensors} == WEIGHTS.keys()
-        assert snapshot.nbytes == sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert snapshot.nbytes == sum(tensor.nbytes for tensor in WEIGHTS.values())
 
 
 def test_a_snapshot_does_not_follow_the_weights() -> None:
@@ -91,6 +100,98 @@ def test_other_training_workers_take_part_and_write_nothing() -> None:
     engine = SnapshotCheckpointEngine(1)
     assert run(engine.send_weights((drawn.append(name) or (name, torch.ones(1)) for name in "ab"), 1)) == {}
     assert drawn == ["a", "b"]
+    assert engine.written(1) is None
+
+
+class TestWritingInTheBackground:
+    """`send_weights` returns while the shards are written by a thread, which is held up here."""
+
+    @pytest.fixture
+    def held(self, monkeypatch: pytest.MonkeyPatch) -> Event:
+        """Set it to let the writing go on."""
+        let_go, write_shards = Event(), checkpoint_engine.write_shards
+
+        def slow(*args: Any) -> Any:
+            assert let_go.wait(10)
+            return write_shards(*args)
+
+        monkeypatch.setattr(checkpoint_engine, "write_shards", slow)
+        return let_go
+
+    def test_the_trainer_goes_on_and_its_weights_may_change(self, held: Event) -> None:
+        live = torch.zeros(3)
+        engine = SnapshotCheckpointEngine(20, is_master=True)
+        assert run(engine.send_weights([("w", live)], 4)) == {"nbytes": 12}
+        live += 1
+        assert engine.written(4) is None
+        held.set()
+        (shard,) = wait_until_written(engine, 4)
+        assert not unpack(shard.value)["w"].any()
+        assert engine._writing == {}  # or the objects would live as long as the run
+
+    def test_the_next_one_waits_so_that_the_host_holds_one_copy(self, held: Event) -> None:
+        engine = SnapshotCheckpointEngine(20, is_master=True)
+        run(engine.send_weights([("w", torch.zeros(3))], 4))
+        second = Thread(target=lambda: run(engine.send_weights([("w", torch.ones(3))], 5)))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()
+        held.set()
+        second.join(10)
+        assert [unpack(wait_until_written(engine, version)[0].value)["w"][0] for version in (4, 5)] == [0, 1]
+
+    def test_a_failure_is_told_to_whoever_needs_the_shards_and_to_the_next_snapshot(self, tmp_path: Path) -> None:
+        (tmp_path / "version_4").write_text("in the way")
+        engine = SnapshotCheckpointEngine(20, is_master=True, folder=str(tmp_path))
+        drawn: list[str] = []
+        run(engine.send_weights(WEIGHTS.items(), 4))
+        with pytest.raises(RuntimeError, match=r"version 4 was not written to .*version_4"):
+            # After the gathering: the other training workers are in it as well.
+            run(engine.send_weights(((drawn.append(name) or name, tensor) for name, tensor in WEIGHTS.items()), 5))
+        assert drawn == list(WEIGHTS)
+        with pytest.raises(RuntimeError, match="version 4 was not written"):
+            wait_until_written(engine, 4)
+
+    def test_what_is_given_up_is_written_first_or_its_files_would_come_back(self, tmp_path: Path) -> None:
+        store, paths = SnapshotStore(1, folder=tmp_path), [tmp_path / "1.safetensors"]
+        asked: list[int] = []
+
+        def finish() -> list[Path]:
+            asked.append(1)
+            paths[0].touch()
+            return paths
+
+        store.add(Snapshot(1, PendingShards(finish), 1))
+        assert asked == []
+        store.add(write(tmp_path, 2))
+        assert asked == [1]
+        assert not paths[0].exists()
+
+    @pytest.mark.parametrize("fails", [True, False])
+    def test_everyone_who_looks_at_shards_gets_the_same_answer_of_one_question(self, fails: bool) -> None:
+        asked: list[int] = []
+
+        def wait() -> list[Path]:
+            asked.append(1)
+            if fails:
+                raise RuntimeError("no room")
+            return [Path("a"), Path("b")]
+
+        shards, seen = PendingShards(wait), []
+
+        def look() -> None:
+            try:
+                seen.append(list(shards))
+            except RuntimeError as error:
+                seen.append(str(error))
+
+        threads = [Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [("no room" if fails else [Path("a"), Path("b")])] * 4
+        assert asked == [1]
 
 
 def test_verl_finds_the_engine_by_its_name() -> None:
@@ -178,7 +279,7 @@ def test_a_checkpoint_outlives_its_run(on_disk: bool, tmp_path: Path) -> None:
     if own is not None:
         assert {path.parent.name for path in own.rglob("*.safetensors")} == {"version_2", "version_4"}
         write(own, 2)  # what the resumed run writes must not reach into the checkpoint
-    assert load((checkpoint / "version_2" / "00000.safetensors").read_bytes())["w"].tolist() == [2.0] * 3
+    assert load_file(checkpoint / "version_2" / "00000.safetensors")["w"].tolist() == [2.0] * 3
 
 
 def test_a_checkpoint_that_is_written_again_holds_nothing_of_the_former_one(tmp_path: Path) -> None:
