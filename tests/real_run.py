@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,13 +43,14 @@ class RealRun:
         folder: the run's working directory; gets `log.txt` (of verl), `terminal.txt` (what a user sees), `samples/`,
             `checkpoints/` and `runs/`.
         environ: the environment of the process.
-        overrides: on top of `COMMON`.
+        overrides: on top of `common`.
+        common: what all runs of this kind have.
     """
 
-    def __init__(self, folder: Path, environ: dict[str, str], *overrides: str) -> None:
+    def __init__(self, folder: Path, environ: dict[str, str], *overrides: str, common: Sequence[str] = COMMON) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", *COMMON, *overrides]
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *common, *overrides]
         self._out = (folder / "terminal.txt").open("w")
         self.process = subprocess.Popen(command, cwd=folder, env=environ, stdout=self._out, stderr=subprocess.STDOUT)
 
