@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from recipe.soup.settings import refuse
 
@@ -59,7 +60,7 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # Read from this file, the tokenizer takes <|im_start|> for the end of a text, and nothing for padding.
     tokenizer.eos_token = tokenizer.pad_token = END
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     print(f"{model.num_parameters():,} parameters in {out}")
