@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   soup show runs/smollm2/soup --count 6 --brief --svg samples.svg
 """
 HISTORY = "black on yellow"
-WIDTH = 96
+WIDTH = 80
 """Of a picture, in characters."""
 TURN = re.compile(r"(?:^|\n)(?:system|user|assistant)\n")
 """Between the turns of a chat, once the special tokens are left out."""
