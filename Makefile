@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check unit real clean
+.PHONY: help install demo demo-grpo compare test check unit real real-model clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -42,7 +42,7 @@ compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on
 	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2
 
 test: check ## every check and test (about 18 minutes on two cores)
-	$(PYTEST)
+	$(PYTEST) -m "not real_model"
 
 check: install ## style and types
 	$(BIN)/ruff check .
@@ -50,10 +50,15 @@ check: install ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: install ## tests without Ray (about four minutes)
-	$(PYTEST) -m "not real_run"
+	$(PYTEST) -m "not real_run and not real_model"
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
 	$(PYTEST) -m real_run
+
+real-model: install ## a real language model, SmolLM2, through training, verify and show: TIME on two cores
+	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model
+	test -e runs/smollm2/data/train.parquet || $(BIN)/python -m examples.smollm2.build_data
+	$(BIN)/python -m pytest -m real_model -s
 
 clean: ## the environment and everything that runs wrote here
 	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

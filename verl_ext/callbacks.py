@@ -8,10 +8,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
 from verl_ext.cpu.machine import before_run, memory_warning
+from verl_ext.resolvers import weight_bucket_megabytes
 
 SUPPORTED_VERL = "0.9.1"
 
@@ -50,6 +51,25 @@ def require_matching_torch() -> None:
             )
 
 
+BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+
+
+def bucket_megabytes(config: DictConfig) -> int:
+    """MiB of the bucket in which weights travel by shared memory, which must hold the model's largest matrix.
+
+    Raises:
+        SystemExit: it does not; with what to give.
+    """
+    needed = weight_bucket_megabytes(str(config.actor_rollout_ref.model.path))
+    given = OmegaConf.select(config, BUCKET)
+    if given < needed:
+        raise SystemExit(
+            f"{BUCKET}={given}: an embedding of {config.actor_rollout_ref.model.path} has {needed} MB in float32, and "
+            "verl sends it in one piece; leave the key out, and hardware=cpu sets it."
+        )
+    return given
+
+
 class RequireCpuPlatform(Callback):
     """Under `hardware=cpu`: the process must really have started on the CPU platform."""
 
@@ -72,7 +92,7 @@ class RequireCpuPlatform(Callback):
                 "environment of its own (`make install`)."
             )
         require_matching_torch()
-        for problem in before_run():
+        for problem in before_run(bucket_megabytes(config)):
             raise SystemExit(problem)
         if warning := memory_warning():
             print(warning, file=sys.stderr)

@@ -1,6 +1,7 @@
 """`soup show`: a run's training samples in the terminal, history in another colour. Imports no verl."""
 
 import argparse
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,14 @@ from recipe.soup.settings import refuse
 EXAMPLES = """examples:
   soup show runs/countdown/soup
   soup show runs/countdown/soup --step 10 --count 5 --all
+  soup show runs/smollm2/soup --count 6 --brief --svg samples.svg
 """
 HISTORY = "black on yellow"
+WIDTH = 80
+"""Of a picture, in characters."""
+TURN = re.compile(r"(?:^|\n)(?:system|user|assistant)\n")
+"""Between the turns of a chat, once the special tokens are left out."""
+FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 STRETCHES = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
 
 
@@ -26,28 +33,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=20, help="samples to show (default 20)")
     parser.add_argument("--step", type=int, help="of this step only (default: newest first)")
     parser.add_argument("--all", action="store_true", help="also those without a historical prefix")
+    parser.add_argument("--brief", action="store_true", help="of a chat only the last question, and no empty lines")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw what would be printed")
 
 
-def coloured(sample: dict[str, Any], brackets: bool) -> Text:
+def last_question(prompt: str) -> str:
+    """The text of a chat's last turn that is not empty, on a line of its own; without turns, the prompt."""
+    turns = [turn.strip() for turn in TURN.split(prompt) if turn.strip()]
+    return f"{turns[-1]}\n" if len(turns) > 1 else prompt
+
+
+def coloured(sample: dict[str, Any], brackets: bool, brief: bool = False) -> Text:
     """One sample: step, reward, versions, prompt and response, in which history stands out.
 
     Args:
         brackets: keep those around history, where there are no colours.
+        brief: of a chat only the last question, and of the response no empty lines.
     """
     versions = sorted(set(sample["policy_versions"]))
     reward = sample["score"]
     text = Text().append(f"step {sample['step']}  ", style="dim")
     text.append(f"reward {reward:g}", style="bold green" if reward > 0 else "red")
     text.append(f"  versions {', '.join(map(str, versions))}\n", style="dim")
-    text.append(sample["input"], style="cyan")
-    for i, piece in enumerate(STRETCHES.split(sample["marked"])):
+    text.append(last_question(sample["input"]) if brief else sample["input"], style="cyan")
+    response = re.sub(r"\n+", "\n", sample["marked"]).strip("\n") if brief else sample["marked"]
+    for i, piece in enumerate(STRETCHES.split(response)):
         old = i % 2 == 1
         text.append(f"{OPEN}{piece}{CLOSE}" if old and brackets else piece, style=HISTORY if old else "")
     return text.append("\n")
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print training samples, newest first: the historical prefix on yellow, then what the current policy wrote."""
+    """Print or draw training samples, newest first: history on yellow, then what the current policy wrote."""
     folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
     dumps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit() and args.step in (None, int(path.stem))]
     # By when they were written: a run that starts anew leaves the later steps of the one before.
@@ -55,8 +72,9 @@ def show(args: argparse.Namespace) -> None:
     if not dumps:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"
         raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")
-    console = Console(highlight=False)
-    brackets = console.color_system is None  # a pipe, or a terminal without colours
+    drawn = {"record": True, "file": io.StringIO(), "width": WIDTH} if args.svg else {}
+    console = Console(highlight=False, **drawn)
+    brackets = console.color_system is None  # a pipe, or a terminal without colours, or a picture
     console.print(
         Text().append(f"{OPEN}history{CLOSE}" if brackets else "history", style=HISTORY).append(" the present\n")
     )
@@ -66,9 +84,14 @@ def show(args: argparse.Namespace) -> None:
             if "marked" not in sample:
                 raise refuse("run", path, "was written by another trainer than ours, and does not tell its prefixes.")
             if left and (args.all or sample["prefix_length"]):
-                console.print(coloured(sample, brackets))
+                console.print(coloured(sample, brackets, args.brief))
                 left -= 1
         if not left:
             break
     if left == args.count and left and not args.all:
         console.print("No sample here has a historical prefix; --all shows the others.")
+    if args.svg:
+        args.svg.parent.mkdir(parents=True, exist_ok=True)
+        # Without the fonts that it would fetch: any of fixed width does.
+        args.svg.write_text(FONT.sub("", console.export_svg(title="soup show")))
+        print(args.svg)

@@ -1,16 +1,18 @@
 """A machine that is not fit for the CPU path is told so in one sentence."""
 
+import json
 import platform
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.callbacks import RequireCpuPlatform
+from verl_ext.callbacks import BUCKET, RequireCpuPlatform
 from verl_ext.cpu import machine
 
 Usage = namedtuple("Usage", "total used free")
@@ -44,18 +46,54 @@ class TestMachine:
         assert str(Path.cwd()) in told[1]
 
     def test_too_little_memory_is_warned_of(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+        self, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     ) -> None:
-        RequireCpuPlatform().on_job_start(OmegaConf.create())
+        config = composed("hardware=cpu", "example=countdown")
+        RequireCpuPlatform().on_job_start(config)
         assert not capsys.readouterr().err
         monkeypatch.setattr(machine, "_available_memory", lambda: 1.5)
-        RequireCpuPlatform().on_job_start(OmegaConf.create())
+        RequireCpuPlatform().on_job_start(config)
         assert "1.5 GB of memory are free" in capsys.readouterr().err
 
-    def test_no_room_ends_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_room_ends_the_run(self, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 2 * 10**8))
         with pytest.raises(SystemExit, match="--shm-size"):
-            RequireCpuPlatform().on_job_start(OmegaConf.create())
+            RequireCpuPlatform().on_job_start(composed("hardware=cpu", "example=countdown"))
+
+    def test_shared_memory_must_hold_a_bucket_of_weights(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 10**9))
+        assert not [sentence for sentence in machine.before_run(64) if "/dev/shm" in sentence]
+        assert "need 2327 MB: start the container with --shm-size=4g" in next(iter(machine.before_run(2048)))
+
+
+class TestBucket:
+    """verl asserts that each weight fits into the bucket: one that is too small is not chosen, and refused if given."""
+
+    def model(self, folder: Path, **fields: object) -> str:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(fields))
+        return f"actor_rollout_ref.model.path={folder}"
+
+    def test_it_has_room_for_the_largest_matrix(self, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+        def chosen(path: str) -> int:
+            config = composed("hardware=cpu", path)
+            RequireCpuPlatform().on_job_start(config)
+            return OmegaConf.select(config, BUCKET)
+
+        smollm2 = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
+        assert chosen(self.model(tmp_path, **smollm2)) == 108  # MiB of 49152 x 576 values in float32, without a rest
+        assert chosen(self.model(tmp_path, **{**smollm2, "vocab_size": 49153})) == 109
+        assert chosen(self.model(tmp_path, text_config=smollm2)) == 108
+        assert chosen(self.model(tmp_path, vocab_size=100, hidden_size=96, intermediate_size=256)) == 64
+        assert chosen(self.model(tmp_path, vocab_size=100, hidden_size=4096, intermediate_size=16384)) == 256
+        assert chosen("actor_rollout_ref.model.path=owner/not-here") == 2048
+        assert chosen("actor_rollout_ref.model.path=/no/such/folder") == 2048
+
+    def test_one_that_is_given_too_small_is_refused(self, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+        path = self.model(tmp_path, vocab_size=49152, hidden_size=576)
+        with pytest.raises(SystemExit, match=r"an embedding of .* has 108 MB in float32"):
+            RequireCpuPlatform().on_job_start(composed("hardware=cpu", path, f"{BUCKET}=64"))
+        RequireCpuPlatform().on_job_start(composed("hardware=cpu", path, f"{BUCKET}=512"))
 
 
 def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from omegaconf import OmegaConf
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -17,11 +16,13 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
 from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_matching_torch, require_supported_verl
@@ -136,6 +137,26 @@ def test_vllm_wants_its_share_of_the_whole_gpu_free_when_it_starts() -> None:
         request_memory(gpu, cast(Any, too_much))
 
 
+def test_a_weight_must_fit_into_a_bucket_only_in_shared_memory() -> None:
+    """Why the bucket's size is looked at on a CPU only (`verl_ext.resolvers`): on GPUs a larger weight goes alone."""
+    source = inspect.getsource(BucketedWeightSender.async_send_weights)
+    assert source.index("assert not self.use_shm") < source.index("self._direct_send_large_weight(name, weight)")
+    assert "self.use_shm = not is_support_ipc()" in inspect.getsource(ServerAdapter)
+
+
+def test_verl_pins_the_weights_of_an_engine_that_only_reads_them() -> None:
+    """What `verl_ext.cpu.process` takes from it on a CPU."""
+    assert "offload_policy = CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(FSDPEngine._build_fsdp_module)
+
+
+def test_vllm_gets_a_seed_for_each_request_only_for_full_determinism() -> None:
+    """Why training never meets what `soup eval` avoids on a CPU: a seeded request's generator turned back."""
+    source = inspect.getsource(vLLMHttpServer.generate)
+    assert source.count('"seed"') == 1
+    condition, _ = source[: source.index('"seed"')].splitlines()[-2:]
+    assert condition.strip() == "if self.config.full_determinism:"
+
+
 def test_our_cpu_platform_implements_verls_interface() -> None:
     from verl_ext.cpu.platform import PlatformCPU
 
@@ -154,8 +175,8 @@ def test_another_verl_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch
     assert f"pip install verl=={SUPPORTED_VERL}" in str(refusal.value)
 
 
-def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = OmegaConf.create()
+def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("hardware=cpu", "example=countdown")
     RequireCpuPlatform().on_job_start(config)
     versions = {"verl": SUPPORTED_VERL, "vllm": "0.24.0"}
     monkeypatch.setattr("verl_ext.callbacks.version", versions.__getitem__)

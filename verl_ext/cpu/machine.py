@@ -20,8 +20,8 @@ PYTHON = (3, 11)
 CGROUP = Path("/sys/fs/cgroup")
 FREE_MEMORY_GB = 7
 """What the processes of the countdown example take together, in proportional set sizes: 7.3 GB."""
-SHARED_MEMORY_GB = 0.25
-"""Weights travel to vLLM in a shared-memory bucket of 64 MB; a container's default /dev/shm is no larger than that."""
+SHARED_MEMORY_GB = 0.18
+"""Beside the bucket in which weights travel to vLLM. A container's default /dev/shm has 0.064 GB."""
 FREE_DISK_GB = 1
 
 
@@ -59,13 +59,17 @@ def before_installation(folder: Path) -> Iterable[str]:
         )
 
 
-def before_run() -> Iterable[str]:
-    """What would let a run die obscurely on this machine, a sentence each."""
-    shared = _free(Path("/dev/shm"))
-    if shared < SHARED_MEMORY_GB:
+def before_run(bucket_megabytes: int = 64) -> Iterable[str]:
+    """What would let a run die obscurely on this machine, a sentence each.
+
+    Args:
+        bucket_megabytes: MiB of one bucket of weights.
+    """
+    shared, needed = _free(Path("/dev/shm")), SHARED_MEMORY_GB + bucket_megabytes * 2**20 / GB
+    if shared < needed:
         yield (
-            f"/dev/shm has {shared * 1000:.0f} MB free, but weights travel through it and need "
-            f"{SHARED_MEMORY_GB * 1000:.0f} MB: start the container with --shm-size=2g."
+            f"/dev/shm has {shared * 1000:.0f} MB free, but weights travel through it and need {needed * 1000:.0f} MB: "
+            f"start the container with --shm-size={needed + 1.5:.0f}g."
         )
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         if _free(folder) < FREE_DISK_GB:

@@ -16,7 +16,20 @@ def _single_backend(distributed: Any) -> None:
     )
 
 
+def _nothing_to_offload(engine: Any) -> None:
+    # verl parks the weights of an engine that only reads them (KL's reference policy) in pinned host memory. They are
+    # in the host's memory already, and torch pins none without an accelerator.
+    engine.CPUOffloadPolicy = _no_offload
+
+
+def _no_offload(pin_memory: bool = True) -> Any:
+    from torch.distributed.fsdp import OffloadPolicy
+
+    return OffloadPolicy()
+
+
 def prepare_process() -> None:
-    """Register the platform and arm the two repairs that verl needs on a CPU. Patches no verl file."""
+    """Register the platform and arm the three repairs that verl needs on a CPU. Patches no verl file."""
     install_finder()
     wrapt.register_post_import_hook(_single_backend, "verl.utils.distributed")
+    wrapt.register_post_import_hook(_nothing_to_offload, "verl.workers.engine.fsdp.transformer_impl")

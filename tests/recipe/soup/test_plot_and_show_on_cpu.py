@@ -148,6 +148,33 @@ def test_brackets_where_there_are_no_colours(
     assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out
 
 
+def test_a_picture_has_brackets_colours_and_nothing_to_fetch(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    soup(monkeypatch, "show", run, "--svg", tmp_path / "pictures/samples.svg")
+    assert capsys.readouterr().out == f"{tmp_path}/pictures/samples.svg\n"
+    svg = (tmp_path / "pictures/samples.svg").read_text()
+    assert "⟦3+" in svg
+    assert 'fill="#d0b344"' in svg  # rich's yellow, behind history
+    assert "url(http" not in svg
+
+
+def test_of_a_chat_only_the_question_where_it_is_to_be_brief(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    chat = "system\nYou are a helpful assistant.\nuser\nHi.\nassistant\nHello.\nuser\nWhat is 3 + 5?\nassistant\n"
+    path = run / "samples/10.jsonl"
+    rows = [{**json.loads(line), "input": chat} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(showing, "Console", partial(Console, color_system=None))
+    soup(monkeypatch, "show", run, "--step", "10", "--brief")
+    out = capsys.readouterr().out
+    assert "\nWhat is 3 + 5?\n⟦3+" in out
+    assert "Hello" not in out
+    soup(monkeypatch, "show", run, "--step", "2", "--brief")
+    assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out  # no chat
+
+
 def test_no_prefixes_are_said_to_be_none(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
