@@ -1,9 +1,11 @@
-"""OmegaConf resolvers for configs that must find files next to a Python package."""
+"""OmegaConf resolvers for configs that must find files next to a Python package, or what this machine has."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from verl_ext.attention import can_pack, default_attention
 
 
 def package_dir(package: str) -> str:
@@ -19,5 +21,6 @@ def package_dir(package: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${package_dir:...}` known to OmegaConf in this process; calling it again changes nothing."""
-    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
+    """Make them known to OmegaConf in this process; calling it again changes nothing."""
+    for resolver in (package_dir, default_attention, can_pack):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
