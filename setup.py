@@ -41,6 +41,7 @@ setup(
             "soup = recipe.soup.config",
             "countdown = examples.countdown.config",
             "math = examples.math.config",
+            "smollm2 = examples.smollm2.config",
         ],
         # `verl module = our module`: imported right after verl's, in whichever process imports it.
         "verl_ext.registrations": [

@@ -1,6 +1,7 @@
 """The check that recomputes old log-probs, by itself; against real runs: real_path/."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from recipe.soup import verify as module
-from recipe.soup.verify import in_batches, verify
+from recipe.soup.exactness import Bounds, broken
+from recipe.soup.verify import in_batches, read_samples, verify
 
 
 def rows(step: int) -> list[dict]:
@@ -50,6 +52,24 @@ def run(countdown_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def main(run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What the command says of broken bounds; "" if it ends with 0."""
+    where = ["--samples", str(run / "samples"), "--checkpoints", str(run / "checkpoints")]
+    monkeypatch.setattr(sys, "argv", ["verify", *where, "--base-model", f"{countdown_dir}/base_model", *arguments])
+    try:
+        module.main()
+    except SystemExit as end:
+        return str(end.code)  # a sentence: Python then exits with 1
+    return ""
+
+
+def change(run: Path, step: int, line: int, **fields: object) -> None:
+    path = run / f"samples/{step}.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines[line - 1].update(fields)
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+
 @pytest.mark.parametrize("at_once", [2**28, 1])
 def test_in_any_batches(
     at_once: int,
@@ -62,13 +82,55 @@ def test_in_any_batches(
     samples, checkpoints, base_model = run / "samples", run / "checkpoints", str(countdown_dir / "base_model")
     compared = verify(samples, checkpoints, base_model)
     assert len(compared["prefix"].claimed) == 10
-    for comparison in compared.values():
-        assert max(comparison.claimed) < 1e-5
-        assert all(max(differences) > 1e-2 for differences in comparison.others.values())
-    arguments = ["--samples", str(samples), "--checkpoints", str(checkpoints), "--base-model", base_model]
-    monkeypatch.setattr(sys, "argv", ["verify", *arguments])
-    module.main()
-    assert "prefix: 10 tokens; largest difference" in capsys.readouterr().out
+    assert not list(broken(compared, Bounds()))
+    assert main(run, countdown_dir, monkeypatch) == ""
+    printed = capsys.readouterr().out
+    assert "prefix: 10 tokens; largest difference" in printed
+    assert printed.endswith("exact: all bounds are kept\n")
+
+
+@pytest.mark.parametrize(
+    ("off", "says"), [(3e-3, "3.0e-03 over --largest 1e-05"), (float("nan"), "nan over --largest")]
+)
+def test_one_wrong_token_is_found(
+    off: float, says: str, run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = read_samples(run / "samples")[2][2]["old_log_probs"]
+    logged[3] += off
+    change(run, 2, 3, old_log_probs=logged)
+    said = main(run, countdown_dir, monkeypatch)
+    assert said.startswith("continuation: ")
+    assert says in said
+    assert "token 4 of the sample in line 3 of 2.jsonl" in said
+    assert "prefix" not in said
+    if off == off:
+        assert "over --mean 2e-06" in said
+        assert main(run, countdown_dir, monkeypatch, "--largest", "4e-3", "--mean", "2e-4") == ""
+
+
+def test_versions_that_are_not_apart_are_no_proof(
+    run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that never change: the claimed version passes, and so does any other."""
+    version_1 = run / "checkpoints/global_step_1/actor/huggingface"
+    shutil.rmtree(version_1)
+    shutil.copytree(countdown_dir / "base_model", version_1)
+    shutil.copy(run / "samples/1.jsonl", run / "samples/2.jsonl")
+    said = main(run, countdown_dir, monkeypatch, "--expect", "continuation")
+    assert "short of --apart 0.01" in said
+    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation", "--apart", "0") == ""
+
+
+def test_what_could_not_be_checked_does_not_pass(
+    run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "samples/2.jsonl").unlink()
+    assert main(run, countdown_dir, monkeypatch).startswith("prefix: no tokens, so nothing is proved")
+    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation") == ""
+    shutil.rmtree(run / "checkpoints")
+    said = main(run, countdown_dir, monkeypatch, "--expect", "continuation")
+    assert said.startswith("continuation: no other version to compare with")
+    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation", "--apart", "0") == ""
 
 
 def test_no_batch_has_more_logits_than_fit() -> None:

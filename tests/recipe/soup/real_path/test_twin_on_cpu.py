@@ -1,10 +1,11 @@
 """The twin: GRPO in our trainer's clothes, and what a user sees of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from real_run import STARTED, TOLERANCE, RealRun, assert_engine_agrees
+from real_run import EXACT, STARTED, RealRun, assert_engine_agrees, assert_exact
 
 from recipe.soup.verify import verify
 
@@ -22,7 +23,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]
 def test_the_twin_is_grpo(twin: RealRun, countdown_dir: Path) -> None:
     comparison = verify(twin.samples, twin.checkpoints, str(countdown_dir / "base_model"))
     assert comparison["prefix"].claimed == []
-    assert max(comparison["continuation"].claimed) < TOLERANCE
+    assert_exact(comparison, replace(EXACT, expected=("continuation",)))
     assert all(metrics["soup/cost/seed_requests"] == 0 for metrics in twin.metrics("grpo").values())
 
 

@@ -1,0 +1,95 @@
+"""How far a run's old log-probs may be from recomputed ones: the comparison, its bounds, and what breaks them.
+
+Imports no torch: `verify.py` computes, this file judges.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SEGMENTS = ("prefix", "continuation")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is: line of `<step>.jsonl`, and token of its response, both counted from 1."""
+
+    step: int
+    line: int
+    token: int
+
+    def __str__(self) -> str:
+        return f"token {self.token} of the sample in line {self.line} of {self.step}.jsonl"
+
+
+@dataclass
+class Comparison:
+    """Absolute differences, in nats, between logged old log-probs and recomputed ones.
+
+    Attributes:
+        claimed: under the version that the run claims for each token.
+        places: of each of these tokens.
+        others: under every other version with a checkpoint, by how far it is from the claimed one.
+    """
+
+    claimed: list[float] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    others: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a run must keep to. The defaults are those of the toy model in float32.
+
+    Attributes:
+        largest: difference to the claimed version at the worst token, in nats.
+        mean: difference to the claimed version over a segment's tokens, in nats.
+        apart: difference to any other version at its most different token, at least, in nats. Without it, equal weights
+            would pass as well, whoever sampled. 0: other versions are not asked for.
+        expected: the segments that must have tokens.
+    """
+
+    largest: float = 1e-5
+    mean: float = 2e-6
+    apart: float = 1e-2
+    expected: tuple[str, ...] = SEGMENTS
+
+
+def broken(comparisons: dict[str, Comparison], bounds: Bounds) -> Iterator[str]:
+    """What does not keep to the bounds, a sentence each; nothing if the run is exact. A NaN keeps to none."""
+    for segment, comparison in comparisons.items():
+        if not comparison.claimed:
+            if segment in bounds.expected:
+                [other] = (name for name in SEGMENTS if name != segment)
+                yield f"{segment}: no tokens, so nothing is proved; if there should be none, give --expect {other}."
+            continue
+        differences = np.array(comparison.claimed)
+        worst = int(differences.argmax())
+        largest, mean = float(differences[worst]), float(differences.mean())
+        if not largest <= bounds.largest:
+            excess = f"{largest - bounds.largest:.1e} over --largest {bounds.largest:g}"
+            yield f"{segment}: {largest:.1e} nats from the claimed version, {excess}, at {comparison.places[worst]}."
+        if not mean <= bounds.mean:
+            excess = f"{mean - bounds.mean:.1e} over --mean {bounds.mean:g}"
+            at = f"the worst is {comparison.places[worst]}"
+            yield f"{segment}: {mean:.1e} nats from the claimed version in the mean, {excess}; {at}."
+        if bounds.apart:
+            yield from _too_near(segment, comparison, bounds.apart)
+
+
+def _too_near(segment: str, comparison: Comparison, apart: float) -> Iterator[str]:
+    if not comparison.others:
+        yield (
+            f"{segment}: no other version to compare with, so any weights might have passed; save checkpoints "
+            "(trainer.save_freq=1), or give --apart 0."
+        )
+    for distance, differences in sorted(comparison.others.items()):
+        furthest = float(np.max(differences))
+        if not furthest >= apart:
+            lack = f"{apart - furthest:.1e} short of --apart {apart:g}"
+            yield (
+                f"{segment}: the version {distance:+d} from the claimed one is {furthest:.1e} nats away at the most, "
+                f"{lack}, so it would have passed as well."
+            )
