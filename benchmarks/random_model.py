@@ -18,8 +18,8 @@ from examples.countdown.tokenizer import CHARACTERS, CHAT_TEMPLATE, EOS, PAD
 
 
 def build_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """One token per character of the example; verl wants a newline among them for this architecture."""
-    known = [PAD, EOS, *CHARACTERS, "\n"]
+    """One token per character of the example, and those that verl's prompt builder for this architecture looks up."""
+    known = [PAD, EOS, *CHARACTERS, "\n", "<|im_end|>"]
     names = [*known, *(f"<{i}>" for i in range(len(known), size))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")

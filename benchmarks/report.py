@@ -31,12 +31,22 @@ def machine() -> str:
     return f"{torch.get_num_threads()} cores of {model}, shared with others; torch {torch.__version__}"
 
 
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Median of the values, and its 95 % bootstrap interval."""
+    draws = np.random.default_rng(0).choice(values, (BOOTSTRAPS, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)
+
+
 def ratio(pairs: list[list[float]]) -> tuple[float, float, float]:
     """Median of the pairs' ratios mixed / unmixed, and its 95 % bootstrap interval."""
-    ratios = np.array([mixed / unmixed for unmixed, mixed in pairs])
-    draws = np.random.default_rng(0).choice(ratios, (BOOTSTRAPS, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(np.median(ratios)), float(low), float(high)
+    return interval([mixed / unmixed for unmixed, mixed in pairs])
+
+
+def overhead(seconds: dict[str, list[list[float]]]) -> tuple[float, float, float]:
+    """What mixing adds to a step, as a share of an unmixed step's generation: median and interval."""
+    both = zip(seconds["step"], seconds["gen"], strict=True)
+    return interval([(mixed - unmixed) / generation for (unmixed, mixed), (generation, _) in both])
 
 
 def render(folder: Path) -> str:
@@ -63,6 +73,14 @@ def _table(result: dict[str, Any]) -> str:
             middle, low, high = ratio(values)
             unmixed = np.median([value for value, _ in values])
             rows.append(f"| {LABELS[phase]} | {unmixed:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+    if "gen" in result["seconds"]:
+        middle, low, high = overhead(result["seconds"])
+        rows.append(f"\nMixing adds {middle:.1%} of generation to a step ({low:.1%} to {high:.1%}).")
+    if speeds := result.get("tokens_per_second"):
+        unmixed, mixed = np.median(np.array(speeds), axis=0)
+        rows.append(f"Tokens a second: {unmixed:,.0f} unmixed, {mixed:,.0f} mixed.")
+    if (memory := result.get("trainer_gib", {})) and any(memory.values()):
+        rows.append(f"The trainer's memory: {memory['allocated']:.1f} GiB, {memory['reserved']:.1f} GiB reserved.")
     trained = result["prefix_tokens"] + result["continuation_tokens"]
     rows.append(
         f"\nA mixed step (medians): {result['mixed_samples']:.0f} mixed samples; {result['prefix_tokens']:.0f} of "

@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -38,6 +39,8 @@ SOURCES = ("lookahead", "snapshot", "replay")
 RESULTS = Path(__file__).parent / "results"
 EDGES = 2, 1
 """Steps left out at the beginning and at the end of a block."""
+UNCOUNTED = 2
+"""Blocks left out at the beginning of a run."""
 CPU = (
     *("hardware=cpu", "example=countdown", "data.train_max_samples=32", "trainer.total_epochs=100000"),
     *(
@@ -78,24 +81,31 @@ def alternate(trainer: Any) -> None:
     trainer.SoupTrainer._make_source = make_alternating_source
 
 
-def pairs(metrics: dict[int, dict[str, float]], block_length: int, key: str) -> list[tuple[float, float]]:
+def pairs(
+    metrics: dict[int, dict[str, float]], block_length: int, key: str, uncounted: int = UNCOUNTED
+) -> list[tuple[float, float]]:
     """Medians of a metric over each mixed block, and before it those of its unmixed neighbours (their mean).
 
-    With the neighbours on both sides, a machine that gets slower or faster does not show. The first two blocks are not
-    counted: engines still compile.
+    With the neighbours on both sides, a machine that gets slower or faster does not show. The first `uncounted` blocks
+    are left out: engines still compile.
     """
     blocks: dict[int, list[float]] = {}
     first, last = EDGES[0], block_length - EDGES[1]
     for step, values in metrics.items():
-        if key in values and first <= (step - 1) % block_length < last and step > 2 * block_length:
+        if key in values and first <= (step - 1) % block_length < last and step > uncounted * block_length:
             blocks.setdefault((step - 1) // block_length, []).append(values[key])
     medians = {block: median(values) for block, values in blocks.items()}
-    counted = [block for block in medians if block % 2 == 1]
+    # A run that was stopped may have a block without neighbours.
+    counted = [block for block in medians if block % 2 == 1 and {block - 1, block + 1} & medians.keys()]
     return [(fmean(medians[i] for i in (b - 1, b + 1) if i in medians), medians[b]) for b in sorted(counted)]
 
 
-def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str, Any]:
-    """Seconds by phase (pairs of unmixed and mixed medians), and what mixing needs in tokens, requests and memory."""
+def measure(metrics: dict[int, dict[str, float]], block_length: int, uncounted: int = UNCOUNTED) -> dict[str, Any]:
+    """Seconds by phase (pairs of unmixed and mixed medians), and what mixing needs in tokens, requests and memory.
+
+    Raises:
+        SystemExit: no mixed block has an unmixed neighbour, in a run that was stopped early.
+    """
     mixed = [
         values
         for step, values in metrics.items()
@@ -106,11 +116,19 @@ def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str
         return median(values[key] for values in mixed)
 
     def largest(key: str) -> float:
-        return max(values.get(key, 0.0) for values in metrics.values())
+        """verl puts the trainer's own metrics behind `actor/` or not."""
+        return max(values.get(key, values.get(f"actor/{key}", 0.0)) for values in metrics.values())
 
-    seconds = {phase: pairs(metrics, block_length, f"timing_s/{phase}") for phase in ("step", *PHASES)}
+    def compared(key: str) -> list[tuple[float, float]]:
+        return pairs(metrics, block_length, key, uncounted)
+
+    seconds = {phase: compared(f"timing_s/{phase}") for phase in ("step", *PHASES)}
+    if not seconds["step"] or not mixed:
+        raise SystemExit(f"{len(metrics)} steps hold no mixed block beside an unmixed one: give the run more time.")
     return {
         "seconds": {phase: values for phase, values in seconds.items() if values},
+        "tokens_per_second": compared("perf/throughput"),
+        "trainer_gib": {kind: largest(f"perf/max_memory_{kind}_gb") for kind in ("allocated", "reserved")},
         "mixed_samples": middle("soup/train/mixed/samples"),
         "prefix_tokens": middle("soup/train/prefix/tokens"),
         "continuation_tokens": middle("soup/train/continuation/tokens"),
@@ -123,12 +141,17 @@ def measure(metrics: dict[int, dict[str, float]], block_length: int) -> dict[str
     }
 
 
-def run(
-    source: str, label: str, blocks: int, block_length: int, folder: Path, preset: Sequence[str], shown: Sequence[str]
-) -> dict[str, Any]:
-    """One run of alternating blocks with the overrides `preset` and `shown`; returns what was measured."""
+def run(args: argparse.Namespace, label: str, preset: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:
+    """One run of alternating blocks with the overrides `preset` and `shown`; returns what was measured.
+
+    Raises:
+        SystemExit: the run failed, with the end of its log, or was over before there was something to compare.
+    """
+    source, blocks, block_length, folder = args.source, args.blocks, args.block_length, args.folder
     folder.mkdir(parents=True, exist_ok=True)
     experiment = f"step_cost_{label}"
+    for old in folder.glob(f"runs/*/{experiment}.jsonl"):
+        old.unlink()  # of a run that logged under another project
     arguments = [
         *("algorithm=soup", f"algorithm.soup.source={source}", f"trainer.experiment_name={experiment}"),
         *("algorithm.soup.mixed_share=0.5", f"trainer.total_training_steps={blocks * block_length}"),
@@ -138,15 +161,21 @@ def run(
     environ = {**os.environ, "VERL_USE_EXTERNAL_MODULES": __spec__.name, BLOCK_LENGTH: str(block_length)}
     environ.setdefault("VERL_FILE_LOGGER_ROOT", "runs")
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    print(f"{label}: {blocks * block_length} steps; progress in {folder / f'{label}.log'}", flush=True)
-    with (folder / f"{label}.log").open("w") as log:
-        subprocess.run(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, check=True)
-    [path] = folder.glob(f"runs/*/{experiment}.jsonl")
+    path = folder / f"{label}.log"
+    print(f"{label}: {blocks * block_length} steps; progress in {path}", flush=True)
+    with path.open("w") as log, suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, timeout=args.seconds
+        )
+        if done.returncode:
+            raise SystemExit(f"{label} failed:\n" + "".join(path.read_text().splitlines(keepends=True)[-40:]))
+    found = list(folder.glob(f"runs/*/{experiment}.jsonl"))
+    metrics = read_metrics(found[0]) if found else {}
     return {
         "label": label,
         "command": " ".join(["python -m benchmarks.step_cost", source, f"--block-length {block_length}", *shown]),
         "machine": machine(),
-        **measure(read_metrics(path), block_length),
+        **measure(metrics, block_length, args.uncounted),
     }
 
 
@@ -158,8 +187,10 @@ def main() -> None:
     )
     parser.add_argument("source", nargs="?", choices=SOURCES, help="where prefixes come from")
     parser.add_argument("--label", help="names the result; the source by default")
-    parser.add_argument("--blocks", type=int, default=15, help="an odd number; the first two are not counted")
+    parser.add_argument("--blocks", type=int, default=15, help="an odd number")
     parser.add_argument("--block-length", type=int, default=8, help="steps in a block, at least 4")
+    parser.add_argument("--uncounted", type=int, default=UNCOUNTED, help="blocks at the beginning that are left out")
+    parser.add_argument("--seconds", type=float, help="stop the run then, and count the blocks that it has done")
     parser.add_argument("--folder", type=Path, default=Path("runs/step_cost"), help="where the runs write")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures go")
     parser.add_argument("--no-example", action="store_true", help="not the CPU example: give model and data yourself")
@@ -170,7 +201,7 @@ def main() -> None:
             parser.error("which source?")
         preset = () if args.no_example else CPU
         label = args.label or args.source
-        result = run(args.source, label, args.blocks, args.block_length, args.folder, preset, overrides)
+        result = run(args, label, preset, overrides)
         args.results.mkdir(parents=True, exist_ok=True)
         (args.results / f"step_cost_{label}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(render(args.results))

@@ -11,10 +11,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
+from verl_ext.attention import FLASH, TORCH, why_no_flash_attn
 from verl_ext.cpu.machine import before_run, memory_warning
 from verl_ext.resolvers import weight_bucket_megabytes
 
 SUPPORTED_VERL = "0.9.1"
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 
 
 def require_supported_verl() -> None:
@@ -96,3 +98,26 @@ class RequireCpuPlatform(Callback):
             raise SystemExit(problem)
         if warning := memory_warning():
             print(warning, file=sys.stderr)
+
+
+class CheckAttention(Callback):
+    """Says in one line that sdpa was chosen, and refuses a flash-attn that is asked for and not there."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
+            return  # other engines have keys of their own
+        why = why_no_flash_attn()
+        attention = OmegaConf.select(config, ATTENTION)
+        if why is None or attention is None:
+            return
+        if attention == FLASH:
+            raise SystemExit(
+                f"{ATTENTION}={FLASH}: flash-attn cannot be imported here ({why}); install it, as "
+                f"requirements-flash-attn.txt says, or leave the key out and attention is torch's own ({TORCH})."
+            )
+        if OmegaConf.is_interpolation(config.actor_rollout_ref.model.override_config, "attn_implementation"):
+            print(
+                f"flash-attn cannot be imported here ({why}): the trainer computes attention by {attention}, "
+                f"{'packed' if config.actor_rollout_ref.model.use_remove_padding else 'with padding'}.",
+                flush=True,
+            )

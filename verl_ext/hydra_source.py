@@ -1,7 +1,7 @@
 """Opens config groups in verl's primary config, so that `algorithm=soup` works without a copy of that config.
 
 verl's `ppo_trainer.yaml` has no group `algorithm`, and Hydra refuses an override of a group that the defaults list
-does not name. The source below serves verl's own file with three empty groups appended to its defaults list; with
+does not name. The source below serves verl's own file with a few empty groups appended to its defaults list; with
 none of them chosen the composed config is byte-identical to verl's.
 """
 
@@ -16,7 +16,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from verl_ext.resolvers import register_resolvers
 
-GROUPS = ("algorithm", "hardware", "example")
+GROUPS = ("algorithm", "precision", "hardware", "example")
+"""In this order: a later group's file wins over an earlier one's."""
 PRIMARY = "ppo_trainer.yaml"
 VERL_CONFIG = "verl.trainer.config"
 CONFIG_PACKAGES = "verl_ext.configs"

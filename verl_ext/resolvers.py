@@ -1,10 +1,12 @@
-"""OmegaConf resolvers: for configs that must find files next to a Python package, or depend on the model's size."""
+"""OmegaConf resolvers: files next to a Python package, what this machine has, and what depends on the model's size."""
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from verl_ext.attention import can_pack, default_attention
 
 
 def package_dir(package: str) -> str:
@@ -55,9 +57,6 @@ def weight_bucket_megabytes(model: str) -> int:
 
 
 def register_resolvers() -> None:
-    """Make `${package_dir:...}` and `${weight_bucket_megabytes:...}` known to OmegaConf in this process.
-
-    Calling it again changes nothing.
-    """
-    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
-    OmegaConf.register_new_resolver("weight_bucket_megabytes", weight_bucket_megabytes, replace=True)
+    """Make them known to OmegaConf in this process; calling it again changes nothing."""
+    for resolver in (package_dir, default_attention, can_pack, weight_bucket_megabytes):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

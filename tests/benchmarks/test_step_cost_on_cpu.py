@@ -1,12 +1,9 @@
 """The arithmetic of the benchmarks, and that their reports can be drawn."""
 
 import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.report import ratio, render
 from benchmarks.scaling import MODELS, Cost, Gpu, Run
@@ -95,51 +92,3 @@ def test_the_document_is_the_one_that_the_script_writes(tmp_path: Path, monkeypa
     scaling.main()
     document = Path(__file__).parents[2] / "docs" / "scaling.md"
     assert (tmp_path / "scaling.md").read_text() == document.read_text()
-
-
-def test_the_gpu_benchmark_composes_and_is_accepted(
-    tmp_path: Path, composed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every argument that benchmarks/gpu.sh gives, up to the point at which a GPU is needed."""
-    from recipe.soup.refusals import check_config
-
-    calls = tmp_path / "calls"
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" END >> {calls}\n')
-    python.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
-    for check in ("cost", "exact"):
-        subprocess.run([script, check, "snapshot", "algorithm.soup.lag=2"], check=True)
-    made, benchmark, made_again, exact, verified, _ = calls.read_text().split("END\n")
-    assert "benchmarks.random_model" in made
-    assert made_again == made
-    assert "recipe.soup.verify" in verified
-    model = next(line.split("=")[1] for line in exact.splitlines() if "model.path" in line)
-    random_model(tmp_path / "model", monkeypatch)
-    for call in (benchmark, exact):
-        overrides = [line.replace(model, str(tmp_path / "model")) for line in call.splitlines() if "=" in line]
-        config = composed("algorithm=soup", *[line for line in overrides if line != "algorithm=soup"])
-        check_config(config)
-        assert config.algorithm.soup.lag == 2
-        in_fp32 = config.actor_rollout_ref.rollout.dtype == "float32"
-        assert in_fp32 == (call == exact)
-        # flash-attn, verl's default, knows no fp32.
-        model_config = config.actor_rollout_ref.model
-        assert in_fp32 == (model_config.override_config.get("attn_implementation") == "sdpa")
-
-
-def random_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import random_model as script
-
-    arguments = [str(folder), "--layers", "1", "--hidden", "64", "--heads", "2", "--vocabulary", "300"]
-    monkeypatch.setattr("sys.argv", ["random_model", *arguments])
-    script.main()
-
-
-def test_every_token_of_the_random_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    random_model(tmp_path, monkeypatch)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer) == AutoConfig.from_pretrained(tmp_path).vocab_size == 300
-    assert len(tokenizer("\n")["input_ids"]) == 1
-    assert tokenizer.decode(tokenizer("3 5 7=22:")["input_ids"]) == "3 5 7=22:"

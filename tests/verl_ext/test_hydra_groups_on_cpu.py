@@ -64,4 +64,38 @@ def test_ray_workers_get_the_platform_of_the_driver(composed: Compose) -> None:
     from verl_ext.cpu import CPU_ENV
 
     for_workers = OmegaConf.to_container(composed("hardware=cpu").ray_kwargs.ray_init.runtime_env.env_vars)
-    assert for_workers == {key: value for key, value in CPU_ENV.items() if key.startswith("VERL_")}
+    assert isinstance(for_workers, dict)
+    of_verl = {key: value for key, value in for_workers.items() if key.startswith("VERL_")}
+    assert of_verl == {key: value for key, value in CPU_ENV.items() if key.startswith("VERL_")}
+
+
+def test_fp32_is_fp32_in_trainer_and_engine(composed: Compose) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    fp32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    for overrides in (["precision=fp32"], ["hardware=cpu"], ["hardware=cpu", "precision=fp32"]):
+        config = composed("algorithm=soup", *overrides)
+        policy = config.actor_rollout_ref
+        assert policy.rollout.dtype == "float32"
+        for role in (policy.actor, policy.ref):
+            engine = omega_conf_to_dataclass(role.fsdp_config)
+            assert (engine.dtype, engine.model_dtype, dict(engine.mixed_precision)) == ("float32", "fp32", fp32)
+        assert policy.model.override_config.attn_implementation == "sdpa"  # flash-attn knows no fp32
+        assert policy.model.use_remove_padding is False
+        assert config.ray_kwargs.ray_init.runtime_env.env_vars.TRITON_F32_DEFAULT == "ieee"
+    assert composed("algorithm=soup", "precision=fp32").trainer.device == "cuda"
+
+
+def test_tf32_is_off_in_fp32_whatever_the_image_says(composed: Compose, clean_environ: dict[str, str]) -> None:
+    """Also what we rely on: vLLM's workers compute as torch does by default, in fp32."""
+    import vllm.envs
+
+    def precision(override: str) -> str:
+        environ = {**clean_environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
+        script = "import torch; print(torch.get_float32_matmul_precision())"
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout.strip()
+
+    ours = composed("precision=fp32").ray_kwargs.ray_init.runtime_env.env_vars.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
+    assert (precision("1"), precision(ours)) == ("high", "highest")
+    assert vllm.envs.VLLM_FLOAT32_MATMUL_PRECISION == "highest"
