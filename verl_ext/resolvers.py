@@ -1,4 +1,4 @@
-"""OmegaConf resolvers for configs that must find files next to a Python package."""
+"""OmegaConf resolvers: values in our configs that depend on where a package lies, or on another choice."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,12 @@ def package_dir(package: str) -> str:
     return str(Path(next(iter(spec.submodule_search_locations))).resolve())
 
 
+def training_strategy(model_engine: str) -> str:
+    """verl's `actor.strategy` of a `model_engine`, as its config has it, but with fsdp2 in the place of fsdp."""
+    return "fsdp2" if model_engine == "dp" else model_engine
+
+
 def register_resolvers() -> None:
-    """Make `${package_dir:...}` known to OmegaConf in this process; calling it again changes nothing."""
-    OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
+    """Make both known to OmegaConf in this process; calling it again changes nothing."""
+    for resolver in (package_dir, training_strategy):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
