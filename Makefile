@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check unit real clean
+.PHONY: help install demo demo-grpo compare test check unit real gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -54,6 +54,9 @@ unit: install ## tests without Ray (about four minutes)
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
 	$(PYTEST) -m real_run
+
+gpu-check: install ## every command for GPUs, taken as far as a machine without one can (about two minutes)
+	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands_on_cpu.py
 
 clean: ## the environment and everything that runs wrote here
 	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

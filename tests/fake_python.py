@@ -1,0 +1,38 @@
+"""In the place of `python` while a script for GPUs runs: notes down how verl would be started, and starts nothing.
+
+What would itself start verl is run, with this as its interpreter. Everything else, such as checks of what a run wrote,
+is left out.
+"""
+
+import json
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+VERL = "verl.trainer.main_ppo"
+SMALLER = {"benchmarks.random_model": ["--layers", "1", "--hidden", "8", "--heads", "2"]}
+"""Models that a script makes: the tokenizer and the kind of model count, not the weights."""
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:2] == ["-m", VERL]:
+        with Path(os.environ["VERL_CALLS"]).open("a") as calls:
+            calls.write(json.dumps(arguments[2:]) + "\n")
+    elif arguments[:1] == ["-m"]:
+        module, rest = arguments[1], arguments[2:]
+        sys.path[0] = os.getcwd()
+        spec = find_spec(module) if module.startswith("benchmarks.") else None
+        if spec is None or spec.origin is None:
+            return
+        if module in SMALLER or VERL in Path(spec.origin).read_text():
+            sys.executable = os.environ["FAKE_PYTHON"]
+            sys.argv = [module, *rest, *SMALLER.get(module, [])]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:  # a line of Python in the script itself
+        os.execv(sys.executable, [sys.executable, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
