@@ -12,8 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 VERL = "verl.trainer.main_ppo"
-SMALLER = {"benchmarks.random_model": ["--layers", "1", "--hidden", "8", "--heads", "2"]}
-"""Models that a script makes: the tokenizer and the kind of model count, not the weights."""
+MAKES = {
+    "benchmarks.random_model": ["--layers", "1", "--hidden", "8", "--heads", "2", "--vocabulary", "1024"],
+    "examples.smollm2.build_data": [],
+}
+"""What else is run, with these arguments more: of a model the tokenizer and the kind count, not the weights."""
 
 
 def main(arguments: list[str]) -> None:
@@ -24,11 +27,10 @@ def main(arguments: list[str]) -> None:
         module, rest = arguments[1], arguments[2:]
         sys.path[0] = os.getcwd()
         spec = find_spec(module) if module.startswith("benchmarks.") else None
-        if spec is None or spec.origin is None:
-            return
-        if module in SMALLER or VERL in Path(spec.origin).read_text():
+        starts_verl = spec is not None and spec.origin is not None and VERL in Path(spec.origin).read_text()
+        if module in MAKES or starts_verl:
             sys.executable = os.environ["FAKE_PYTHON"]
-            sys.argv = [module, *rest, *SMALLER.get(module, [])]
+            sys.argv = [module, *rest, *MAKES.get(module, [])]
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:  # a line of Python in the script itself
         os.execv(sys.executable, [sys.executable, *arguments])

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +54,8 @@ def usage(script: Path) -> list[str]:
 def all_commands() -> list[str]:
     found = [command for document in DOCUMENTS for command in commands_in(document)]
     found += [command for script in (*SCRIPTS, ROOT / "benchmarks/gpu.sh") for command in usage(script)]
-    return list(dict.fromkeys(found))
+    # `all` starts the others, where there is a GPU.
+    return [command for command in dict.fromkeys(found) if not command.startswith("benchmarks/gpu.sh all")]
 
 
 class Workplace:
@@ -78,7 +81,7 @@ class Workplace:
         calls = self.folder / "calls"
         calls.write_text("")
         environ = {
-            **os.environ,
+            **{key: value for key, value in os.environ.items() if key != "SMOLLM2"},
             "PATH": f"{self.python.parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "MATH_DATA": str(self.data),
@@ -125,9 +128,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_stand_in(folder: Path, model: str) -> Path:
-    """A folder with the stand-in's tokenizer and what a config says, but no weights; `model`: its name on the hub."""
+    """A folder with the stand-in's tokenizer, a config, and no weights to speak of; `model`: its name on the hub."""
     model_type, positions = next(facts for family, facts in FAMILIES.items() if family in model.lower())
-    path = folder / model.replace("/", "--")
+    path = folder / model.strip("/").replace("/", "--")
     build_tokenizer().save_pretrained(path)
     (path / "config.json").write_text(json.dumps({"model_type": model_type, "max_position_embeddings": positions}))
+    save_file({"none": torch.zeros(1)}, path / "model.safetensors")
     return path

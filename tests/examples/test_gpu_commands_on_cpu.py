@@ -179,12 +179,15 @@ def filled(call: list[str], workplace: Workplace, composed: Compose) -> tuple[li
     given = dict(override.split("=", 1) for override in call if "=" in override)
     groups = [override for override in call if "." not in override.split("=")[0]]
     known, defaults = composed(*groups), composed()
-    overrides, notes = [override for override in call if "=..." not in override], []
+    # Where the log goes is Hydra's, and not part of what is composed here.
+    overrides = [override for override in call if "=..." not in override and not override.startswith("hydra.")]
+    notes: list[str] = []
     for key, placeholder in THE_USERS.items():
         value = given.get(key, OmegaConf.select(known, key))
         if value == "..." or value == OmegaConf.select(defaults, key):
             value = placeholder if key == MODEL else str(workplace.data / f"{placeholder}.parquet")
         if key == MODEL and not Path(value).exists():
+            value = value.removeprefix(f"{workplace.folder}/")
             notes.append(f"a stand-in for the tokenizer of {value}")
             value = str(write_stand_in(workplace.models, value))
         if Path(value).parent == workplace.data and "one row of data in the prepared columns" not in notes:
@@ -239,7 +242,7 @@ def rewards_differ(config: DictConfig, tokenizer: Any, row: dict, learned: bool)
     sampled = [random.Random(i).choices(range(len(tokenizer)), k=32) for i in range(4)]
     texts = [tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids in sampled]
     if learned:
-        texts += [f"\\boxed{{{truth}}}", f"#### {truth}"]
+        texts += [f"\\boxed{{{truth}}}", f"#### {truth}", f"{truth}"]
     scores = [reward(row["data_source"], text, truth, row.get("extra_info")) for text in texts]
     values = {score["score"] if isinstance(score, dict) else float(score) for score in scores}
     assert len(values) > 1, f"every response has the reward {values}"
