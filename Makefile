@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check unit real real-model clean
+.PHONY: help install demo demo-grpo compare test check unit real real-model gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -59,6 +59,9 @@ real-model: install ## a real language model, SmolLM2, through training, verify 
 	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model
 	test -e runs/smollm2/data/train.parquet || $(BIN)/python -m examples.smollm2.build_data
 	$(BIN)/python -m pytest -m real_model -s
+
+gpu-check: install ## every command for GPUs, taken as far as a machine without one can (about two minutes)
+	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands_on_cpu.py
 
 clean: ## the environment and everything that runs wrote here
 	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("real_run") is None)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With -v: what `make gpu-check` has checked, and with what."""
+    for report in terminalreporter.getreports("passed") if terminalreporter.verbosity > 0 else ():
+        for name, value in report.user_properties:
+            if name == "gpu_check":
+                terminalreporter.write_line(f"checked: {value}")
+
+
 @pytest.fixture(scope="session")
 def countdown_dir() -> Path:
     return ROOT / "examples" / "countdown"

@@ -32,6 +32,8 @@ COUNTDOWN = (
     "example=countdown",
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    # Fixed micro-batches, so that tests choose how a mini-batch is split.
+    "actor_rollout_ref.actor.use_dynamic_bsz=false",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
 )

@@ -56,7 +56,12 @@ def weight_bucket_megabytes(model: str) -> int:
     return max(SMALLEST_BUCKET, -(-rows * config.get("hidden_size", 0) * BYTES // 2**20))
 
 
+def training_strategy(model_engine: str) -> str:
+    """verl's `actor.strategy` of a `model_engine`, as its config has it, but with fsdp2 in the place of fsdp."""
+    return "fsdp2" if model_engine == "dp" else model_engine
+
+
 def register_resolvers() -> None:
     """Make them known to OmegaConf in this process; calling it again changes nothing."""
-    for resolver in (package_dir, default_attention, can_pack, weight_bucket_megabytes):
+    for resolver in (package_dir, default_attention, can_pack, training_strategy, weight_bucket_megabytes):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

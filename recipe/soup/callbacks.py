@@ -1,6 +1,7 @@
 """Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ CLOCK_SECONDS = 1.0
 """File systems' clocks are coarser than the process's."""
 
 
+def _check(check: Callable[[DictConfig], None], config: DictConfig) -> None:
+    try:
+        check(config)
+    except Exception as error:  # Hydra would only warn of it, and the run would start unchecked
+        raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
+
+
 class RefuseWrongConfig(Callback):
     """Refuse, in one sentence, a config that SOUP cannot honour."""
 
@@ -29,12 +37,18 @@ class RefuseWrongConfig(Callback):
         from recipe.soup.refusals import check_config
         from recipe.soup.run_settings import what_auto_means
 
-        try:
-            check_config(config)
-            if line := what_auto_means(config):
-                print(line, flush=True)
-        except Exception as error:  # Hydra would only warn of it, and the run would start unchecked
-            raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
+        _check(check_config, config)
+        if line := what_auto_means(config):
+            print(line, flush=True)
+
+
+class RefuseWrongBatches(Callback):
+    """Refuse, in one sentence, batches that verl's workers would stumble over, or that hold nothing to compare."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from recipe.soup.batch_refusals import check_batches
+
+        _check(check_batches, config)
 
 
 class RefuseWrongSettings(Callback):

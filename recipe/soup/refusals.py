@@ -59,6 +59,7 @@ def check_config(config: DictConfig) -> None:
 
 
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
+_FROM_DISK = "samples of another run were not sampled by the policies of this one"
 _TEMPERATURE = "ratios need log-probs at the rollout's temperature"
 RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
@@ -74,6 +75,11 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (f"{ROLLOUT}.agent.default_agent_loop", (AGENT_NAME,), "tool and custom agent loops are not supported yet"),
     (f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "a complete prefix has no routing to replay"),
     (f"{ROLLOUT}.multi_turn.enable", (False,), "several turns are not supported yet"),
+    (f"{ROLLOUT}.disaggregation.enabled", (False,), "prefixes have not been tried with prefill and decode apart"),
+    ("model_engine", ("dp",), "SOUP's loss has been tried with FSDP only"),
+    ("skip.rollout.enable", (False,), _FROM_DISK),
+    ("skip.rollout_tq.enable", (False,), _FROM_DISK),
+    ("skip.async_rollout.enable", (False,), _FROM_DISK),
     ("trainer.v1.sync.parameter_sync_step", (1,), "a version is one update"),
     ("trainer.v1.colocate_async.parameter_sync_step", (1,), "a version is one update"),
     ("distillation.enabled", (False,), "its loss and SOUP's are not combined yet"),

@@ -1,4 +1,7 @@
-"""The scripts per model size: verl and SOUP accept what they start, and twins differ in the algorithm only."""
+"""The scripts per model size: twins differ in the algorithm only, and the user's keys win.
+
+That verl and SOUP accept what they start is in `test_gpu_commands_on_cpu.py`.
+"""
 
 import os
 import subprocess
@@ -7,7 +10,6 @@ from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,11 +20,7 @@ Start = Callable[..., list[str]]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("run_*.sh"))
-CONTEXT = {"qwen3": 32768, "qwen2.5-math": 4096}
-"""Tokens that the models of a family were trained for."""
-
 every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-both_twins = pytest.mark.parametrize("algorithm", ["soup", "grpo"])
 
 
 def leaves(node: object, path: str = "") -> dict[str, object]:
@@ -51,51 +49,9 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-@pytest.fixture
-def inputs(tmp_path: Path, countdown_dir: Path) -> list[str]:
-    """A model and data on this machine, where the script's defaults are downloads: the data by MATH_DATA."""
-    message = {"role": "user", "content": "1+1?"}
-    row = {"data_source": "math", "prompt": [message], "reward_model": {"style": "rule", "ground_truth": "2"}}
-    for name in ("dapo_math_17k", "math500"):
-        pd.DataFrame([row]).to_parquet(tmp_path / f"{name}.parquet")
-    return [f"actor_rollout_ref.model.path={countdown_dir}/base_model", f"trainer.default_local_dir={tmp_path}/none"]
-
-
 def test_there_is_one_for_each_size() -> None:
     sizes = ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b")
     assert [script.stem for script in SCRIPTS] == [f"run_{size}" for size in sizes]
-
-
-@every_script
-@both_twins
-def test_verl_and_soup_accept_it(
-    script: Path, algorithm: str, start: Start, inputs: list[str], composed: Compose
-) -> None:
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import omega_conf_to_dataclass, validate_config
-
-    from recipe.soup.refusals import check_config
-
-    config = composed(*start(script, algorithm, *inputs))
-    assert config.algorithm.adv_estimator == algorithm
-    validate_config(config, need_reference_policy(config), need_critic(config))
-    omega_conf_to_dataclass(config.actor_rollout_ref.rollout)  # which verl itself does in its workers
-    check_config(config)
-    OmegaConf.resolve(config)
-
-
-@every_script
-def test_batches_and_lengths_fit(script: Path, start: Start, composed: Compose) -> None:
-    """What verl would only notice in its workers, with dynamic batch sizes; on one node and on two."""
-    config = composed(*start(script, "soup"))
-    actor, rollout, data = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data
-    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    assert gpus % rollout.tensor_model_parallel_size == 0
-    assert data.train_batch_size % actor.ppo_mini_batch_size == 0
-    assert actor.ppo_mini_batch_size * rollout.n % (2 * gpus) == 0
-    longest = data.max_prompt_length + data.max_response_length
-    assert longest <= actor.ppo_max_token_len_per_gpu
-    assert longest <= next(tokens for family, tokens in CONTEXT.items() if family in script.stem)
 
 
 @every_script
@@ -145,14 +101,6 @@ def test_the_groups_file_sets_only_keys_that_exist(composed: Compose) -> None:
     }
     group = OmegaConf.load(ROOT / "examples" / "math" / "config" / "example" / "math.yaml")
     assert leaves(group).keys() <= known
-
-
-def test_verl_finds_the_reward(composed: Compose) -> None:
-    from verl.trainer.ppo.reward import get_custom_reward_fn
-
-    reward = get_custom_reward_fn(composed("algorithm=soup", "example=math"))
-    assert reward is not None
-    assert reward(data_source="math", solution_str="so \\boxed{2}", ground_truth="2")["score"] == 1.0
 
 
 def test_main_ppo_composes_the_same(

@@ -4,14 +4,21 @@ import inspect
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
 from verl.single_controller.ray.base import split_resource_pool
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla
+from verl.trainer.ppo.core_algos import (
+    compute_grpo_outcome_advantage,
+    compute_policy_loss_vanilla,
+    get_adv_estimator_fn,
+)
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -192,3 +199,36 @@ def test_another_torch_is_refused_on_the_cpu_platform(monkeypatch: pytest.Monkey
         SystemExit, match=r"torch 2\.11\.0\+cu130 is installed.*compiled for torch==2\.13\.0\+cpu.*make install"
     ):
         require_matching_torch()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "alone"),
+    [
+        *((name, "reward") for name in ("grpo", "grpo_vectorized", "rloo", "opo", "gpg")),
+        *((name, "nothing") for name in ("rloo_vectorized", "reinforce_plus_plus_baseline")),
+        ("grpo_passk", "error"),
+    ],
+)
+def test_a_group_of_one_compares_nothing(estimator: str, alone: str) -> None:
+    """verl's estimators give its raw reward, or nothing: recipe/soup/batch_refusals.py refuses `rollout.n=1`."""
+    rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
+    rewards[:, -1] = torch.tensor([0.7, 0.7])
+    estimate: Any = get_adv_estimator_fn(estimator)
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True})
+
+    def advantages() -> torch.Tensor:
+        index = np.array(["a", "b"], dtype=object)
+        return estimate(token_level_rewards=rewards.clone(), response_mask=mask, index=index, config=config)[0]
+
+    if alone == "error":
+        with pytest.raises(ValueError, match="at least 2 samples"):
+            advantages()
+    else:
+        assert advantages() == pytest.approx(torch.full((2, 3), 0.7 if alone == "reward" else 0.0), abs=1e-4)
+
+
+def test_full_determinism_gives_every_request_of_an_engine_one_seed() -> None:
+    """So the samples of a prompt are all equal: recipe/soup/batch_refusals.py refuses it."""
+    source = inspect.getsource(vLLMHttpServer.generate)
+    assert 'sampling_params.setdefault("seed", self.replica_rank + self.config.seed)' in source
+    assert "seed" not in inspect.getsource(SingleTurnAgentLoop) + inspect.getsource(LLMServerClient.generate)

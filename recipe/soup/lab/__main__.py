@@ -25,9 +25,11 @@ def main() -> None:
     for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
         os.environ.setdefault(key, str(value))
 
+    from recipe.soup.batch_refusals import check_groups
     from recipe.soup.lab.driver import Lab
     from recipe.soup.refusals import check_config
 
+    check_groups(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
     Lab(config).fit()

@@ -277,6 +277,14 @@ def test_the_update_does_not_depend_on_how_a_mini_batch_is_split(
     default_norm[option] = whole["actor/grad_norm"]
 
 
+def test_the_examples_dynamic_batches_are_one_batch_as_before(composed: Any, store: Store) -> None:
+    """The countdown example's mini-batch fits into the tokens of one micro-batch: the same numbers, bit by bit."""
+    whole = update_split(composed, store, 32)
+    dynamic = update_split(composed, store, 8, f"{ACTOR}.use_dynamic_bsz=true")
+    for key in (key for key in whole if key.startswith(("soup/", "actor/")) and "perf" not in key):
+        assert dynamic[key] == whole[key], key
+
+
 def test_packed_sequences_give_the_same_update(composed: Any, store: Store) -> None:
     """verl's `use_remove_padding`."""
     padded = update_split(composed, store, 32)

@@ -1,0 +1,133 @@
+"""Batches that cannot be formed, refused at start under `algorithm=soup` and `algorithm=grpo`. Imports no verl.
+
+verl looks at these in its workers, minutes later, or never. What it refuses at start itself is left to it.
+"""
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.settings import refuse
+
+ACTOR = "actor_rollout_ref.actor"
+REF = "actor_rollout_ref.ref"
+ROLLOUT = "actor_rollout_ref.rollout"
+WITHOUT_GROUPS = ("gae", "reinforce_plus_plus", "remax")
+"""verl's estimators that compare a sample with something else than its group."""
+PADDING_ROW = 128
+"""Tokens of the rows with which verl fills a batch up where samples are missing."""
+MICRO_BATCHES = (
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+    f"{ACTOR}.ppo_micro_batch_size",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+    f"{ROLLOUT}.log_prob_micro_batch_size",
+    f"{REF}.log_prob_micro_batch_size_per_gpu",
+    f"{REF}.log_prob_micro_batch_size",
+)
+"""null by default, so another value is the user's."""
+
+
+def check_batches(config: DictConfig) -> None:
+    """Check the arithmetic of groups, mini-batches, micro-batches and GPUs.
+
+    Raises:
+        SystemExit: key, value, what is wrong and what to do.
+    """
+    check_groups(config)
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    prompts, mini_batch = config.data.train_batch_size, actor.ppo_mini_batch_size
+    if prompts % mini_batch:
+        why = f"verl would fill the step's {prompts} prompts up with empty samples; use a divisor of "
+        raise refuse(f"{ACTOR}.ppo_mini_batch_size", mini_batch, f"{why}data.train_batch_size={prompts}.")
+    if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
+        key, value = f"{ROLLOUT}.log_prob_use_dynamic_bsz", rollout.log_prob_use_dynamic_bsz
+        raise refuse(key, value, f"verl wants the same as {ACTOR}.use_dynamic_bsz={actor.use_dynamic_bsz}; drop it.")
+    if actor.use_dynamic_bsz:
+        _check_sizes(config)
+    _check_engines(config)
+    if config.get("model_engine", "dp") == "dp":  # how others share out a batch is theirs
+        _check_ranks(config)
+
+
+def check_groups(config: DictConfig) -> None:
+    """Refuse groups in which nothing can be compared.
+
+    Raises:
+        SystemExit: one sample a prompt, or samples that are all the same.
+    """
+    estimator, rollout = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout
+    if estimator in WITHOUT_GROUPS:
+        return
+    if rollout.n < 2:
+        why = f"algorithm.adv_estimator={estimator} compares the samples of a prompt, and alone a sample's advantage is"
+        raise refuse(f"{ROLLOUT}.n", rollout.n, f"{why} its raw reward or 0; use 2 or more, e.g. 8.")
+    if rollout.full_determinism:
+        why = "verl then gives every request of an engine the same seed, so the samples of a prompt are all equal"
+        raise refuse(f"{ROLLOUT}.full_determinism", True, f"{why}; set it to False.")
+
+
+def _check_engines(config: DictConfig) -> None:
+    """What vLLM and verl's rollout replicas assert when they start."""
+    rollout, per_node = config.actor_rollout_ref.rollout, config.trainer.n_gpus_per_node
+    gpus = per_node * config.trainer.nnodes
+    key, tensor_parallel = f"{ROLLOUT}.tensor_model_parallel_size", rollout.tensor_model_parallel_size
+    size = tensor_parallel * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    if gpus % size or size % min(per_node, size):
+        why = f"an engine of {size} GPUs cannot be laid out over {config.trainer.nnodes} x {per_node} GPUs"
+        raise refuse(key, tensor_parallel, f"{why} (trainer.nnodes x trainer.n_gpus_per_node); use 1 or a divisor.")
+    if rollout.max_num_batched_tokens < rollout.max_num_seqs:
+        key, value = f"{ROLLOUT}.max_num_seqs", rollout.max_num_seqs
+        why = f"vLLM wants a token for each in its {ROLLOUT}.max_num_batched_tokens={rollout.max_num_batched_tokens}"
+        raise refuse(key, value, f"{why}; use at most that many.")
+    longest = rollout.prompt_length + rollout.response_length
+    if rollout.max_model_len is not None and rollout.max_model_len < longest:
+        why = (
+            f"responses would be cut short; data.max_prompt_length + data.max_response_length are {longest} tokens, so"
+        )
+        raise refuse(f"{ROLLOUT}.max_model_len", rollout.max_model_len, f"{why} use {longest} or more.")
+
+
+def _check_sizes(config: DictConfig) -> None:
+    """With dynamic batches verl ignores sizes in silence."""
+    tokens = f"{ACTOR}.ppo_max_token_len_per_gpu"
+    for key in MICRO_BATCHES:
+        value = OmegaConf.select(config, key)
+        if value is not None:
+            why = f"would be ignored, since micro-batches are filled up to {tokens}={OmegaConf.select(config, tokens)}"
+            raise refuse(key, value, f"{why}; lower that instead, or set {ACTOR}.use_dynamic_bsz=false.")
+
+
+def _check_ranks(config: DictConfig) -> None:
+    """How FSDP's data-parallel ranks share a mini-batch, and split their part of it."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    sequence_parallel = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
+    if gpus % sequence_parallel:
+        key = f"{ACTOR}.ulysses_sequence_parallel_size"
+        raise refuse(key, sequence_parallel, f"does not divide the {gpus} GPUs; use a divisor.")
+    ranks, samples = gpus // sequence_parallel, actor.ppo_mini_batch_size * rollout.n
+    if samples % ranks:
+        why = f"its {samples} samples (x rollout.n={rollout.n}) cannot be shared out over {ranks} data-parallel ranks"
+        key = f"{ACTOR}.ppo_mini_batch_size"
+        raise refuse(key, actor.ppo_mini_batch_size, f"{why}; make their number a multiple of that.")
+    if actor.use_dynamic_bsz:
+        _check_room(config, sequence_parallel)
+        return
+    for key, in_all in ((MICRO_BATCHES[0], samples), (MICRO_BATCHES[2], config.data.train_batch_size * rollout.n)):
+        micro_batch, share = OmegaConf.select(config, key), in_all // ranks
+        if micro_batch is not None and share % micro_batch:
+            why = f"does not divide the {share} samples of a rank; use a divisor, or {ACTOR}.use_dynamic_bsz=true."
+            raise refuse(key, micro_batch, why)
+
+
+def _check_room(config: DictConfig, sequence_parallel: int) -> None:
+    """A dynamic micro-batch must hold the longest sequence."""
+    rollout = config.actor_rollout_ref.rollout
+    longest = max(rollout.prompt_length + rollout.response_length, PADDING_ROW)
+    for key in (
+        f"{ACTOR}.ppo_max_token_len_per_gpu",
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+        f"{REF}.log_prob_max_token_len_per_gpu",
+    ):
+        tokens = OmegaConf.select(config, key)
+        if tokens * sequence_parallel < longest:
+            why = f"a sequence may have {longest} tokens (prompt and response; verl's padding: {PADDING_ROW})"
+            raise refuse(key, tokens, f"{why}, and none is split; use that many or more.")
