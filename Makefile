@@ -61,7 +61,7 @@ real-model: install ## a real language model, SmolLM2, through training, verify 
 	$(BIN)/python -m pytest -m real_model -s
 
 gpu-check: install ## every command for GPUs, taken as far as a machine without one can (about two minutes)
-	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands_on_cpu.py
+	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands.py
 
 clean: ## the environment and everything that runs wrote here
 	rm -rf $(VENV) runs outputs checkpoints tensorboard_log

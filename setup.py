@@ -32,7 +32,7 @@ setup(
         "dev": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
-        "console_scripts": ["soup = recipe.soup.cli:main"],
+        "console_scripts": ["soup = recipe.soup.tools.cli:main"],
         # Loaded by every process that imports verl: the driver, Ray workers and vLLM workers.
         "verl.plugins": ["verl_ext = verl_ext.plugin"],
         # Packages of Hydra config groups, appended to verl's search path.
@@ -45,9 +45,9 @@ setup(
         ],
         # `verl module = our module`: imported right after verl's, in whichever process imports it.
         "verl_ext.registrations": [
-            "verl.trainer.ppo.v1 = recipe.soup.trainer",
-            "verl.trainer.ppo.core_algos = recipe.soup.algorithm",
-            "verl.experimental.agent_loop = recipe.soup.agent_loop",
+            "verl.trainer.ppo.v1 = recipe.soup.verl_adapter.trainer",
+            "verl.trainer.ppo.core_algos = recipe.soup.verl_adapter.registrations",
+            "verl.experimental.agent_loop = recipe.soup.verl_adapter.agent_loop",
         ],
     },
 )

@@ -14,7 +14,8 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.report import machine
-from recipe.soup.prefixes import Prefix, PrefixBank
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.prefix import Prefix
 
 
 def put_step(bank: PrefixBank, step: int, prompts: int, samples: int, tokens: int) -> float:

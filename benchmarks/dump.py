@@ -26,7 +26,7 @@ from verl.utils import tensordict_utils as tu
 
 from benchmarks.report import machine
 from recipe.soup.settings import SoupSettings
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 TOKENIZER = Path(__file__).parents[1] / "examples" / "countdown" / "base_model"
 POLL_SECONDS = 0.002

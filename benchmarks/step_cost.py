@@ -31,8 +31,8 @@ from typing import Any
 import wrapt
 
 from benchmarks.report import machine, render
-from recipe.soup.metrics_file import read_metrics
-from recipe.soup.summary import PHASES
+from recipe.soup.records.metrics_file import read_metrics
+from recipe.soup.tools.summary import PHASES
 
 BLOCK_LENGTH = "SOUP_BENCHMARK_BLOCK_LENGTH"
 SOURCES = ("lookahead", "snapshot", "replay")
@@ -54,7 +54,7 @@ CPU = (
 
 
 def alternate(trainer: Any) -> None:
-    """Make the source of SOUP's trainer mix in every second block; `trainer` is the module recipe.soup.trainer."""
+    """Make the source of SOUP's trainer, whose module is `trainer`, mix in every second block."""
     block_length = int(os.environ[BLOCK_LENGTH])
     make_source = trainer.SoupTrainer._make_source
 
@@ -211,4 +211,4 @@ if __name__ == "__main__":
     main()
 elif BLOCK_LENGTH in os.environ:
     # verl imports this module before its plugins are loaded, so the trainer must not be imported yet.
-    wrapt.register_post_import_hook(alternate, "recipe.soup.trainer")
+    wrapt.register_post_import_hook(alternate, "recipe.soup.verl_adapter.trainer")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from recipe.soup.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import read_metrics
 
 
 def table(metrics: dict[int, dict[str, float]], every: int, columns: Mapping[str, str]) -> str:

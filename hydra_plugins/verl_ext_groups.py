@@ -1,5 +1,5 @@
-"""Hydra finds plugins only under `hydra_plugins`; the code is in `verl_ext.hydra_source`."""
+"""Hydra finds plugins only under `hydra_plugins`; the code is in `verl_ext.plugin.hydra_source`."""
 
-from verl_ext.hydra_source import OpenGroupsSource, VerlGroups
+from verl_ext.plugin.hydra_source import OpenGroupsSource, VerlGroups
 
 __all__ = ["OpenGroupsSource", "VerlGroups"]

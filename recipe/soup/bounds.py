@@ -1,13 +1,14 @@
-"""The bounds of every key under `algorithm.soup`, and the few defaults that depend on other keys. Imports no verl.
+"""The bounds of every key under `algorithm.soup`, and the few defaults that depend on other keys.
 
 Each check raises a SystemExit with one sentence.
 """
 
 from typing import Any
 
-from recipe.soup.advantages import BASELINES
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.settings import ScheduleSettings, SoupSettings, refuse
+from recipe.soup.algorithm.baselines import BASELINES
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.errors import refuse
+from recipe.soup.settings import ScheduleSettings, SoupSettings
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "source": ("lookahead", "snapshot", "replay"),

@@ -1,15 +1,11 @@
-"""The settings of one run: `algorithm.soup`, with what is left to `auto` decided by the rest of the config.
-
-Imports no verl.
-"""
+"""The settings of one run: `algorithm.soup`, with what is left to `auto` decided by the rest of the config."""
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.names import TRAINER_MODE
 from recipe.soup.settings import SoupSettings, parse_settings
 
 FLOAT32 = ("float32", "fp32", "float", "32")
-SYNCHRONOUS = "soup"
-"""The trainer mode in which the weights that sample are those that the trainer holds."""
 
 
 def run_settings(config: DictConfig) -> SoupSettings:
@@ -44,7 +40,7 @@ def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[str, st
         (not settings.mixes, "nothing is mixed"),
         (_needs_none(settings), f"ratio={settings.ratio} does without them"),
         (settings.source == "snapshot", "with source=snapshot the trainer no longer holds the weights that sample"),
-        (config.trainer.v1.trainer_mode != SYNCHRONOUS, "weights change while this trainer's responses are sampled"),
+        (config.trainer.v1.trainer_mode != TRAINER_MODE, "weights change while this trainer's responses are sampled"),
         (_bypasses(config), "with bypass_mode the trainer computes none"),
         (in_float32(config), "engine and trainer both compute in float32, and agree"),
     ):

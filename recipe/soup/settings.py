@@ -1,9 +1,11 @@
-"""The keys under `algorithm.soup` and their defaults; `bounds.py` checks them. Imports no verl."""
+"""The keys under `algorithm.soup` and their defaults; `bounds.py` checks them."""
 
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from recipe.soup.errors import refuse
 
 POLICIES = ("lagged", "pool", "base", "best")
 BY_AGE = ("lagged", "pool")
@@ -171,16 +173,6 @@ class SoupSettings:
     def largest_lag(self) -> int:
         """Over the whole run, in updates."""
         return max(self.lag, round(self.schedules.lag.end or 0))
-
-
-def refuse(key: str, value: object, why: str) -> SystemExit:
-    """The one form of all our refusals: which key, which value, what is wrong and what to do."""
-    return SystemExit(f"{key}={value}: {why}")
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, short enough for a refusal."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def parse_settings(config: DictConfig | None, response_length: int) -> SoupSettings:

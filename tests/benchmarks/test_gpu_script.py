@@ -59,7 +59,7 @@ def test_verl_and_soup_accept_it(
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    from recipe.soup.refusals import check_config
+    from recipe.soup.checks.config import check_config
 
     build(tmp_path, 8, 4, 0)
     files = [f"data.train_files={tmp_path}/train.parquet", f"data.val_files={tmp_path}/val.parquet"]
@@ -86,7 +86,7 @@ def test_exact_is_judged_with_bounds_and_other_versions_apart(source: str, calls
     called = calls("exact", source)
     assert "precision=fp32" in the_run(called)
     verify = called[-1]
-    assert verify[1] == "recipe.soup.verify"
+    assert verify[1] == "recipe.soup.tools.verify"
     assert verify[-6:] == ["--mean", "2e-5", "--largest", "2e-4", "--apart", "1e-2"]
 
 
@@ -116,9 +116,9 @@ def test_without_a_check_it_says_how_it_is_used(arguments: list[str]) -> None:
 
 
 def test_the_figures_are_metrics_that_runs_have(calls: Calls) -> None:
-    from recipe.soup.batch import TrainRows
-    from recipe.soup.loss_metrics import MEANS, PREFIX, SEGMENTS
-    from recipe.soup.metrics import train_metrics
+    from recipe.soup.algorithm.batch import TrainRows
+    from recipe.soup.algorithm.batch_metrics import train_metrics
+    from recipe.soup.algorithm.loss_metrics import MEANS, PREFIX, SEGMENTS
 
     empty = torch.zeros(0, 4)
     rows = TrainRows(empty.bool(), empty.bool(), empty.long(), empty, empty, empty, torch.zeros(0), [], 0)

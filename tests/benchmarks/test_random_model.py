@@ -34,7 +34,7 @@ def test_verls_agent_loop_builds_its_prompts(model: Path, countdown_dir: Path) -
     """With verl's own choice of a builder for the architecture; without its special tokens every sample fails."""
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from recipe.soup.agent_loop import SoupAgentLoop
+    from recipe.soup.verl_adapter.agent_loop import SoupAgentLoop
 
     rollout = {"prompt_length": 64, "response_length": 8}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}, "data": {}})

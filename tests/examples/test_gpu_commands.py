@@ -201,8 +201,8 @@ def accepted(config: DictConfig) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    from recipe.soup.batch_refusals import check_batches
-    from recipe.soup.refusals import check_config
+    from recipe.soup.checks.batches import check_batches
+    from recipe.soup.checks.config import check_config
 
     with redirect_stdout(StringIO()):
         validate_config(config, need_reference_policy(config), need_critic(config))

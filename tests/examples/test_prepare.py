@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from examples.data.prepare import main, prepare
-from recipe.soup.evaluate.benchmarks import DAPO_AFTER, DAPO_BEFORE, INSTRUCTION
-from recipe.soup.problems import read_problems
+from recipe.soup.mathematics.datasets import DAPO_AFTER, DAPO_BEFORE, INSTRUCTION
+from recipe.soup.records.problems import read_problems
 
 PROBLEMS = [("What is $1+1$?", "2"), ("Halve $1$.", r"\frac{1}{2}"), ("Find $x$.", "-3")]
 Printed = pytest.CaptureFixture[str]

@@ -11,8 +11,8 @@ import pytest
 from real_run import RealRun
 from transformers import AutoConfig, AutoTokenizer
 
-from recipe.soup.metrics_file import read_metrics
-from recipe.soup.verify import read_samples
+from recipe.soup.records.metrics_file import read_metrics
+from recipe.soup.tools.verify import read_samples
 
 pytestmark = pytest.mark.real_model
 
@@ -69,7 +69,7 @@ def test_a_text_ends_where_the_model_ends_it() -> None:
 def test_every_token_entered_the_loss_under_the_policy_that_sampled_it(run: RealRun) -> None:
     where = ["--samples", str(run.samples), "--checkpoints", str(run.checkpoints), "--base-model", f"{BUILT}/model"]
     bounds = ["--mean", "2e-5", "--largest", "2e-4"]
-    assert "exact: all bounds are kept" in call("recipe.soup.verify", *where, *bounds).stdout
+    assert "exact: all bounds are kept" in call("recipe.soup.tools.verify", *where, *bounds).stdout
 
 
 def test_half_of_the_samples_are_mixed_and_each_token_has_its_version(run: RealRun) -> None:
@@ -82,7 +82,7 @@ def test_half_of_the_samples_are_mixed_and_each_token_has_its_version(run: RealR
 
 
 def test_history_is_shown(run: RealRun) -> None:
-    shown = call("recipe.soup.cli", "show", run.folder, "--step", 4, "--brief").stdout
+    shown = call("recipe.soup.tools.cli", "show", run.folder, "--step", 4, "--brief").stdout
     assert shown.count("⟦") >= 16
     assert "Answer with the number only." in shown
 
@@ -92,7 +92,15 @@ def test_a_checkpoint_is_evaluated(run: RealRun, tmp_path: Path) -> None:
     data, reward = BUILT / "data/val.parquet", "pkg://examples.smollm2.reward"
     size = ["--samples", 4, "--limit", 64, "--max-tokens", 24]
     call(
-        "recipe.soup.cli", "eval", run.checkpoints / "global_step_4", data, "--reward", reward, *size, "--out", tmp_path
+        "recipe.soup.tools.cli",
+        "eval",
+        run.checkpoints / "global_step_4",
+        data,
+        "--reward",
+        reward,
+        *size,
+        "--out",
+        tmp_path,
     )
     rows = pd.read_json(tmp_path / "val.jsonl", lines=True)
     assert len(rows) == 256

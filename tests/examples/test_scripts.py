@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.console import QuietConsole
+from verl_ext.terminal.console import QuietConsole
 
 Compose = Callable[..., DictConfig]
 Start = Callable[..., list[str]]

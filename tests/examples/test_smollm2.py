@@ -61,7 +61,7 @@ def test_data_is_disjoint_and_the_same_for_the_same_seed(tmp_path: Path) -> None
 def test_the_example_composes_on_both_kinds_of_hardware(
     composed: Callable[..., DictConfig], tmp_path: Path, countdown_dir: Path
 ) -> None:
-    from recipe.soup.refusals import check_config
+    from recipe.soup.checks.config import check_config
 
     build(tmp_path, 8, 2, 0)
     files = [f"data.train_files={tmp_path}/train.parquet", f"data.val_files={tmp_path}/val.parquet"]

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.data.prepare import prepare
-from recipe.soup.evaluate.benchmarks import DAPO_AFTER, DAPO_BEFORE
+from recipe.soup.mathematics.datasets import DAPO_AFTER, DAPO_BEFORE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "recipe/soup/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "examples").glob("run_*.sh"))
 STARTS_VERL = r"(?:python -m verl\.trainer\.main_ppo|examples/run_[\w.-]+\.sh|benchmarks/gpu\.sh)"
@@ -73,7 +73,7 @@ class Workplace:
         _write_rows(self.data)
         self.python = folder / "bin" / "python"
         self.python.parent.mkdir()
-        self.python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/fake_python.py "$@"\n')
+        self.python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/fake_python.py "$@"\n')
         self.python.chmod(0o755)
 
     def calls(self, command: str) -> list[list[str]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from recipe.soup.exactness import Bounds, Comparison, broken
-from recipe.soup.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import read_metrics
+from recipe.soup.tools.exactness import Bounds, Comparison, broken
 
 EXACT = Bounds()
 ENGINE_MEAN = 2e-6  # nats

@@ -16,15 +16,15 @@ from transformers import AutoTokenizer
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from recipe.soup.algorithm import weigh_decoupled
-from recipe.soup.lost_samples import LostSamples
-from recipe.soup.plan import RunFacts
-from recipe.soup.rows import SEEDS_KEY
+from recipe.soup.names import SAMPLED_KEY
+from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.settings import parse_settings
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.lost_samples import LostSamples
+from recipe.soup.verl_adapter.registrations import weigh_decoupled
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
-RECORDED = Path(__file__).parent / "data" / "recorded_batch.jsonl"
-BASE_MODEL = Path(__file__).parents[1] / "examples/countdown/base_model"
+RECORDED = Path(__file__).parents[1] / "data" / "recorded_batch.jsonl"
+BASE_MODEL = Path(__file__).parents[2] / "examples/countdown/base_model"
 STEP = 5
 LAST_STEP = 14
 COUNTDOWN = (
@@ -137,7 +137,7 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
             "rm_scores": scores,
             "policy_versions": torch.tensor(line["policy_versions"]),
             "uid": line["uid"].rsplit("_", 2)[0],
-            "extra_fields": {SEEDS_KEY: [], "reward_extra_info": {}},
+            "extra_fields": {SAMPLED_KEY: [], "reward_extra_info": {}},
             "num_turns": 2,
         }
         tags.append({"seq_len": len(input_ids), "min_global_steps": 0, "max_global_steps": STEP - 1})

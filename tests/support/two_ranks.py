@@ -1,6 +1,6 @@
 """One update of verl's training worker on the recorded batch, shared by the ranks that torchrun started.
 
-torchrun --nproc-per-node 2 tests/two_ranks.py result.pt algorithm.soup.ratio=shaped
+torchrun --nproc-per-node 2 tests/support/two_ranks.py result.pt algorithm.soup.ratio=shaped
 """
 
 import os
@@ -14,7 +14,7 @@ from conftest import compose_config
 from training_worker import COUNTDOWN, Store, WorkerGroup, make_trainer, recorded
 from transfer_queue import KVBatchMeta
 
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 
 def main(result: str, *overrides: str) -> None:

@@ -46,7 +46,7 @@ def test_the_first_error_of_a_failed_sample_is_remembered() -> None:
 
 
 def test_our_agent_loop_brings_the_handler() -> None:
-    import recipe.soup.agent_loop  # noqa: F401
+    import recipe.soup.verl_adapter.agent_loop  # noqa: F401
 
     assert failures._first in logging.getLogger(AGENT_LOOPS).handlers
 

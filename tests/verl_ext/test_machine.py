@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from verl_ext.callbacks import BUCKET, RequireCpuPlatform
 from verl_ext.cpu import machine
+from verl_ext.plugin.callbacks import BUCKET, RequireCpuPlatform
 
 Usage = namedtuple("Usage", "total used free")
 

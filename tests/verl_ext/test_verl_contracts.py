@@ -32,7 +32,7 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
 
-from verl_ext.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_matching_torch, require_supported_verl
+from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, require_matching_torch, require_supported_verl
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_every_training_worker_is_asked_for_the_shards_of_a_snapshot() -> None:
 
 
 def test_vllm_wants_its_share_of_the_whole_gpu_free_when_it_starts() -> None:
-    """What `recipe.soup.snapshot_memory` adds up; the trainer's weights and a sleeping engine are not free."""
+    """What `recipe.soup.checks.snapshot_memory` adds up; the trainer's weights and a sleeping engine are not free."""
     from vllm.v1.worker.utils import request_memory
 
     gpu: Any = SimpleNamespace(total_memory=80, free_memory=50, device_="cuda:0")
@@ -145,7 +145,7 @@ def test_vllm_wants_its_share_of_the_whole_gpu_free_when_it_starts() -> None:
 
 
 def test_a_weight_must_fit_into_a_bucket_only_in_shared_memory() -> None:
-    """Why the bucket's size is looked at on a CPU only (`verl_ext.resolvers`): on GPUs a larger weight goes alone."""
+    """Why the bucket's size is looked at on a CPU only (`plugin.resolvers`): on GPUs a larger weight goes alone."""
     source = inspect.getsource(BucketedWeightSender.async_send_weights)
     assert source.index("assert not self.use_shm") < source.index("self._direct_send_large_weight(name, weight)")
     assert "self.use_shm = not is_support_ipc()" in inspect.getsource(ServerAdapter)
@@ -175,7 +175,7 @@ def test_our_cpu_platform_implements_verls_interface() -> None:
 
 def test_another_verl_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     require_supported_verl()
-    monkeypatch.setattr("verl_ext.callbacks.version", lambda _: "0.10.0")
+    monkeypatch.setattr("verl_ext.plugin.callbacks.version", lambda _: "0.10.0")
     with pytest.raises(SystemExit) as refusal:
         require_supported_verl()
     assert "0.10.0" in str(refusal.value)
@@ -186,7 +186,7 @@ def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(composed: Any, monkeypat
     config = composed("hardware=cpu", "example=countdown")
     RequireCpuPlatform().on_job_start(config)
     versions = {"verl": SUPPORTED_VERL, "vllm": "0.24.0"}
-    monkeypatch.setattr("verl_ext.callbacks.version", versions.__getitem__)
+    monkeypatch.setattr("verl_ext.plugin.callbacks.version", versions.__getitem__)
     with pytest.raises(SystemExit) as refusal:
         RequireCpuPlatform().on_job_start(config)
     assert "vllm is 0.24.0" in str(refusal.value)
@@ -194,7 +194,7 @@ def test_a_vllm_for_gpus_is_refused_on_the_cpu_platform(composed: Any, monkeypat
 
 def test_another_torch_is_refused_on_the_cpu_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     require_matching_torch()
-    monkeypatch.setattr("verl_ext.callbacks.version", lambda _: "2.11.0+cu130")
+    monkeypatch.setattr("verl_ext.plugin.callbacks.version", lambda _: "2.11.0+cu130")
     with pytest.raises(
         SystemExit, match=r"torch 2\.11\.0\+cu130 is installed.*compiled for torch==2\.13\.0\+cpu.*make install"
     ):
@@ -210,7 +210,7 @@ def test_another_torch_is_refused_on_the_cpu_platform(monkeypatch: pytest.Monkey
     ],
 )
 def test_a_group_of_one_compares_nothing(estimator: str, alone: str) -> None:
-    """verl's estimators give its raw reward, or nothing: recipe/soup/batch_refusals.py refuses `rollout.n=1`."""
+    """verl's estimators give its raw reward, or nothing: recipe/soup/checks/batches.py refuses `rollout.n=1`."""
     rewards, mask = torch.zeros(2, 3), torch.ones(2, 3)
     rewards[:, -1] = torch.tensor([0.7, 0.7])
     estimate: Any = get_adv_estimator_fn(estimator)
@@ -228,7 +228,7 @@ def test_a_group_of_one_compares_nothing(estimator: str, alone: str) -> None:
 
 
 def test_full_determinism_gives_every_request_of_an_engine_one_seed() -> None:
-    """So the samples of a prompt are all equal: recipe/soup/batch_refusals.py refuses it."""
+    """So the samples of a prompt are all equal: recipe/soup/checks/batches.py refuses it."""
     source = inspect.getsource(vLLMHttpServer.generate)
     assert 'sampling_params.setdefault("seed", self.replica_rank + self.config.seed)' in source
     assert "seed" not in inspect.getsource(SingleTurnAgentLoop) + inspect.getsource(LLMServerClient.generate)

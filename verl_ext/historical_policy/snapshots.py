@@ -1,4 +1,4 @@
-"""Past weights: what a snapshot is, and what else may serve as one. Imports no verl."""
+"""Past weights: what a snapshot is, and what else may serve as one."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Which snapshots are kept, and how they outlive the run. Imports no verl."""
+"""Which snapshots are kept, and how they outlive the run."""
 
 import json
 import shutil

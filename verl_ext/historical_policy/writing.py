@@ -1,4 +1,4 @@
-"""How a snapshot is written: copied to the host at once, to its shards in a thread. Imports no verl."""
+"""How a snapshot is written: copied to the host at once, to its shards in a thread."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping

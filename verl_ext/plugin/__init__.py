@@ -15,7 +15,7 @@ from types import ModuleType
 import wrapt
 
 from verl_ext.cpu import CPU_ENV, cpu_requested
-from verl_ext.resolvers import register_resolvers
+from verl_ext.plugin.resolvers import register_resolvers
 
 REGISTRATIONS = "verl_ext.registrations"
 

@@ -11,9 +11,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from packaging.requirements import Requirement
 
-from verl_ext.attention import FLASH, TORCH, why_no_flash_attn
 from verl_ext.cpu.machine import before_run, memory_warning
-from verl_ext.resolvers import weight_bucket_megabytes
+from verl_ext.plugin.attention import FLASH, TORCH, why_no_flash_attn
+from verl_ext.plugin.resolvers import weight_bucket_megabytes
 
 SUPPORTED_VERL = "0.9.1"
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"

@@ -14,7 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from verl_ext.resolvers import register_resolvers
+from verl_ext.plugin.resolvers import register_resolvers
 
 GROUPS = ("algorithm", "precision", "hardware", "example")
 """In this order: a later group's file wins over an earlier one's."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from verl_ext.attention import can_pack, default_attention
+from verl_ext.plugin.attention import can_pack, default_attention
 
 
 def package_dir(package: str) -> str:

@@ -1,6 +1,6 @@
 """A Hydra callback: verl's walls of log go to a file, and the terminal shows where the run is.
 
-    hydra.callbacks.console: {_target_: verl_ext.console.QuietConsole, log: runs/verl.log}
+    hydra.callbacks.console: {_target_: verl_ext.terminal.console.QuietConsole, log: runs/verl.log}
 
 `log=null` leaves the terminal to verl.
 """
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from verl_ext.health import ENDED, NOTICE
-from verl_ext.run_progress import RunProgress
+from verl_ext.terminal.run_progress import RunProgress
 
 POLL_SECONDS = 0.2
 TAIL = 15

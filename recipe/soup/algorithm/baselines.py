@@ -1,4 +1,4 @@
-"""Baselines by name (`algorithm.soup.baseline`): what each sample's reward is compared with. Imports no verl.
+"""Baselines by name (`algorithm.soup.baseline`): what each sample's reward is compared with.
 
 All of them only choose who is in a group; what is done within a group is verl's estimator (`algorithm.adv_estimator`).
 A new one is a function from `AdvantageInputs` to advantages, and one line in `BASELINES`.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from recipe.soup.batch import TrainRows
+from recipe.soup.algorithm.batch import TrainRows
 
 Estimate = Callable[[torch.Tensor, Sequence[Hashable]], torch.Tensor]
 """From rewards (samples,) and the group of each to advantages (samples,)."""
@@ -112,7 +112,7 @@ def compare(rows: TrainRows, response_ids: torch.Tensor, baseline: str, estimate
     inputs = AdvantageInputs(
         rewards=rows.rewards[samples],
         prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
-        prefix=rows.prefix[samples],
+        prefix=rows.is_historical[samples],
         response_ids=response_ids[samples],
         estimate=estimate,
     )

@@ -1,4 +1,4 @@
-"""One training batch as the mathematics sees it. Pure torch, imports no verl."""
+"""One training batch as the mathematics sees it."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class TrainRows:
 
     Attributes:
         response_mask: bool, sampled tokens.
-        prefix: bool, those older than the step's version.
+        is_historical: bool, those older than the step's version.
         policy_versions: int, the version that sampled each token.
         behavior_log_probs: as recorded when each token was sampled.
         current_log_probs: the trainer's at the start of the update, before the splice.
@@ -23,7 +23,7 @@ class TrainRows:
     """
 
     response_mask: torch.Tensor
-    prefix: torch.Tensor
+    is_historical: torch.Tensor
     policy_versions: torch.Tensor
     behavior_log_probs: torch.Tensor
     current_log_probs: torch.Tensor
@@ -31,3 +31,33 @@ class TrainRows:
     rewards: torch.Tensor
     uids: Sequence[Hashable]
     current_version: int
+
+
+def prefix_mask(policy_versions: torch.Tensor, response_mask: torch.Tensor, current_version: int) -> torch.Tensor:
+    """Response tokens that are older than the step's own version.
+
+    Args:
+        policy_versions: (batch, response_length), the version that sampled each token; anything where masked out.
+        response_mask: (batch, response_length), 1 on sampled tokens; rows that are no samples are all 0.
+        current_version: version that the step rolls out with, `step - 1`.
+
+    Returns:
+        bool, (batch, response_length).
+    """
+    return (policy_versions < current_version) & response_mask.bool()
+
+
+def splice_behavior_log_probs(
+    current_log_probs: torch.Tensor, behavior_log_probs: torch.Tensor, prefix: torch.Tensor
+) -> torch.Tensor:
+    """Old log-probs of `ratio=behavior`: log mu_t, where mu is the historical policy on the prefix (the paper's).
+
+    Args:
+        current_log_probs: (batch, response_length), the trainer's, under the current policy at rollout time.
+        behavior_log_probs: (batch, response_length), recorded when each token was sampled.
+        prefix: bool, (batch, response_length), from `prefix_mask`.
+
+    Returns:
+        (batch, response_length); bit-identical to `current_log_probs` where `prefix` is False.
+    """
+    return torch.where(prefix, behavior_log_probs, current_log_probs)

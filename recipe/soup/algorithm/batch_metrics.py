@@ -1,4 +1,4 @@
-"""What happened to prefix and continuation in one training batch. Pure torch, imports no verl.
+"""What happened to prefix and continuation in one training batch.
 
 Everything here is confounded by mixing and says so in its name (`soup/train/...`); claims about entropy, accuracy and
 pass@k come from unmixed validation. The keys never depend on the data: an empty segment reports zeros and its count.
@@ -9,8 +9,8 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from recipe.soup.batch import TrainRows
-from recipe.soup.losses.clipped import LOG_RATIO_LIMIT
+from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.algorithm.losses.clipped import LOG_RATIO_LIMIT
 
 
 def _mean(values: torch.Tensor) -> float:
@@ -28,14 +28,14 @@ def _min(values: torch.Tensor) -> float:
 def train_metrics(rows: TrainRows) -> dict[str, float]:
     """Segment metrics at the start of the update, before any gradient step."""
     samples = rows.response_mask.any(dim=1)
-    mixed = rows.prefix.any(dim=1)
+    mixed = rows.is_historical.any(dim=1)
     pure = samples & ~mixed
-    continuation = rows.response_mask & ~rows.prefix
-    prefix_lengths = rows.prefix.sum(dim=1)[mixed]
-    lags = (rows.current_version - rows.policy_versions)[rows.prefix & (rows.policy_versions >= 0)]
+    continuation = rows.response_mask & ~rows.is_historical
+    prefix_lengths = rows.is_historical.sum(dim=1)[mixed]
+    lags = (rows.current_version - rows.policy_versions)[rows.is_historical & (rows.policy_versions >= 0)]
     log_ratio = rows.current_log_probs - rows.behavior_log_probs
-    prefix_ratio = log_ratio[rows.prefix].exp()
-    distance = divergence(log_ratio[rows.prefix])
+    prefix_ratio = log_ratio[rows.is_historical].exp()
+    distance = divergence(log_ratio[rows.is_historical])
     mismatch = log_ratio[continuation].abs()
     reward_mixed, reward_pure = _mean(rows.rewards[mixed]), _mean(rows.rewards[pure])
     both = bool(mixed.any() and pure.any())
@@ -43,8 +43,8 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/mixed/samples": float(mixed.sum()),
         "soup/train/mixed/share": _mean(mixed[samples]),
         "soup/train/mixed/without_continuation": float((mixed & ~continuation.any(dim=1)).sum()),
-        "soup/train/prefix/tokens": float(rows.prefix.sum()),
-        "soup/train/prefix/share": _mean(rows.prefix[rows.response_mask]),
+        "soup/train/prefix/tokens": float(rows.is_historical.sum()),
+        "soup/train/prefix/share": _mean(rows.is_historical[rows.response_mask]),
         "soup/train/prefix/length/mean": _mean(prefix_lengths),
         "soup/train/prefix/length/max": float(_max(prefix_lengths)),
         "soup/train/prefix/lag/mean": _mean(lags),
@@ -53,7 +53,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/prefix/ratio_at_start/min": _min(prefix_ratio),
         "soup/train/prefix/ratio_at_start/max": _max(prefix_ratio),
         **{f"soup/train/prefix/{name}_at_start": value for name, value in distance.items()},
-        "soup/train/prefix/entropy": _mean(rows.entropy[rows.prefix]),
+        "soup/train/prefix/entropy": _mean(rows.entropy[rows.is_historical]),
         "soup/train/continuation/tokens": float(continuation.sum()),
         "soup/train/continuation/entropy": _mean(rows.entropy[continuation]),
         # Between rollout engine and trainer, on tokens of the current version only: elsewhere age would show.
@@ -75,7 +75,7 @@ def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
             differently is in it as well, and in the metric's name; on the continuation that stands alone
             (`engine_mismatch`).
     """
-    moved = (rows.current_log_probs - rows.behavior_log_probs)[rows.prefix].abs()
+    moved = (rows.current_log_probs - rows.behavior_log_probs)[rows.is_historical].abs()
     name = "soup/train/prefix/drift" if by_trainer else "soup/train/prefix/drift_and_mismatch"
     return {f"{name}/mean": _mean(moved), f"{name}/max": _max(moved)}
 
@@ -117,7 +117,7 @@ LAG_BUCKETS = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, None))
 def lag_metrics(rows: TrainRows) -> dict[str, float]:
     """Prefix tokens by age, for runs in which ages differ."""
     lags = rows.current_version - rows.policy_versions
-    own = rows.prefix & (rows.policy_versions >= 0)
+    own = rows.is_historical & (rows.policy_versions >= 0)
     metrics: dict[str, float] = {}
     for first, last in LAG_BUCKETS:
         name = f"soup/train/lag_{first}" + ("" if last == first else "_or_more" if last is None else f"_to_{last}")

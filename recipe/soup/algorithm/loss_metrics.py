@@ -1,12 +1,12 @@
-"""What happened to prefix and continuation in the loss, over all mini-batches. Pure torch, imports no verl.
+"""What happened to prefix and continuation in the loss, over all mini-batches.
 
 verl averages what a loss returns over micro-batches, so the loss returns sums, and the trainer divides.
 """
 
 import torch
 
-from recipe.soup.losses.clipped import ratios
-from recipe.soup.losses.inputs import LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.clipped import ratios
+from recipe.soup.algorithm.losses.inputs import LossInputs, LossOutputs
 
 PREFIX = "soup/loss/"
 SEGMENTS = ("prefix", "continuation")

@@ -1,11 +1,11 @@
-"""Which prefix tokens have a gradient: decided once for a batch, before the update. Pure torch, imports no verl.
+"""Which prefix tokens have a gradient: decided once for a batch, before the update.
 
 A threshold taken per micro-batch would depend on how the batch is split.
 """
 
 import torch
 
-from recipe.soup.batch import TrainRows
+from recipe.soup.algorithm.batch import TrainRows
 from recipe.soup.settings import SoupSettings
 
 
@@ -18,12 +18,12 @@ def trained_prefix(settings: SoupSettings, rows: TrainRows, advantages: torch.Te
     Returns:
         bool, (batch, response_length).
     """
-    trained = rows.prefix.clone()
+    trained = rows.is_historical.clone()
     if settings.prefix_gradient < 1:
-        trained &= highest_entropy(rows.entropy, rows.prefix, settings.prefix_gradient)
+        trained &= highest_entropy(rows.entropy, rows.is_historical, settings.prefix_gradient)
     if settings.second_moment is not None:
         log_ratio = rows.current_log_probs - rows.behavior_log_probs
-        trained &= within_second_moment(log_ratio, advantages, rows.prefix, settings.second_moment)
+        trained &= within_second_moment(log_ratio, advantages, rows.is_historical, settings.second_moment)
     return trained
 
 

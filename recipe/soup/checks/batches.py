@@ -1,11 +1,11 @@
-"""Batches that cannot be formed, refused at start under `algorithm=soup` and `algorithm=grpo`. Imports no verl.
+"""Batches that cannot be formed, refused at start under `algorithm=soup` and `algorithm=grpo`.
 
 verl looks at these in its workers, minutes later, or never. What it refuses at start itself is left to it.
 """
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
 
 ACTOR = "actor_rollout_ref.actor"
 REF = "actor_rollout_ref.ref"

@@ -1,4 +1,4 @@
-"""Every config that SOUP cannot honour, refused at start by key and value. Imports no verl.
+"""Every config that SOUP cannot honour, refused at start by key and value.
 
 Each check raises a SystemExit with one sentence: Hydra would swallow another exception of its callback.
 """
@@ -14,17 +14,15 @@ import pyarrow.parquet as parquet
 from huggingface_hub import try_to_load_from_cache
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.loss_refusals import check_loss, check_partial_rollouts
+from recipe.soup.checks.losses import check_loss, check_partial_rollouts
+from recipe.soup.checks.snapshots import check_snapshots
+from recipe.soup.errors import first_line, refuse
+from recipe.soup.names import AGENT_NAME, ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
+from recipe.soup.prefixes.source import BANK_FILE, read_source
 from recipe.soup.run_settings import run_settings
-from recipe.soup.settings import first_line, refuse
-from recipe.soup.snapshot_refusals import check_snapshots
-from recipe.soup.sources.base import BANK_FILE, read_source
-from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
 from verl_ext.historical_policy.store import INDEX_FILE
 
-AGENT_NAME = "soup_agent"
-TRAINER_MODE = "soup"
-ASYNC_TRAINER_MODE = "soup_colocate_async"
 ROLLOUT = "actor_rollout_ref.rollout"
 
 

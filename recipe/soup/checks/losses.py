@@ -1,9 +1,10 @@
-"""Combinations of verl's losses and estimators with ours that do not compose, refused at start. Imports no verl."""
+"""Combinations of verl's losses and estimators with ours that do not compose, refused at start."""
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.settings import SoupSettings, refuse
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.errors import refuse
+from recipe.soup.settings import SoupSettings
 
 ESTIMATORS = (
     "soup",

@@ -1,4 +1,4 @@
-"""The historical engine's share of a GPU, and what must fit there at once, refused by arithmetic. Imports no verl.
+"""The historical engine's share of a GPU, and what must fit there at once, refused by arithmetic.
 
 vLLM plans each engine with `gpu_memory_utilization` of the whole GPU for weights, KV cache and activations, whatever
 else lies there: at start that much must be free, and at each wake-up weights and KV cache are mapped again. Colocated,
@@ -17,7 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from omegaconf import DictConfig
 from safetensors import safe_open
 
-from recipe.soup.settings import SnapshotSettings, refuse
+from recipe.soup.errors import refuse
+from recipe.soup.settings import SnapshotSettings
 from verl_ext.historical_policy.snapshots import checkpoint_files
 
 GB = 1e9

@@ -1,11 +1,12 @@
-"""Configs that `source=snapshot` cannot honour, refused at start by key and value. Imports no verl."""
+"""Configs that `source=snapshot` cannot honour, refused at start by key and value."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recipe.soup.settings import POLICIES, SnapshotSettings, refuse
-from recipe.soup.snapshot_memory import check_memory
+from recipe.soup.checks.snapshot_memory import check_memory
+from recipe.soup.errors import refuse
+from recipe.soup.settings import POLICIES, SnapshotSettings
 from verl_ext.historical_policy.snapshots import checkpoint_files
 
 SETTINGS = "algorithm.soup.snapshot"

@@ -25,9 +25,9 @@ def main() -> None:
     for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
         os.environ.setdefault(key, str(value))
 
-    from recipe.soup.batch_refusals import check_groups
+    from recipe.soup.checks.batches import check_groups
+    from recipe.soup.checks.config import check_config
     from recipe.soup.lab.driver import Lab
-    from recipe.soup.refusals import check_config
 
     check_groups(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":

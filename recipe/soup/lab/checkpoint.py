@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recipe.soup.settings import refuse
-from recipe.soup.sources.base import PrefixSource
+from recipe.soup.errors import refuse
+from recipe.soup.prefixes.source import PrefixSource
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STATE_FILE = "lab.pt"

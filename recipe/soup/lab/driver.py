@@ -22,21 +22,23 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
+from recipe.soup.algorithm.batch_metrics import lag_metrics, train_metrics
+from recipe.soup.checks.losses import GROUP_ONLY
+from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.sampler import Answer, sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
-from recipe.soup.loss_refusals import GROUP_ONLY
-from recipe.soup.metrics import lag_metrics, train_metrics
-from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
-from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.pass_at_k import PASS_AT, mean_pass_at_k
-from recipe.soup.plan import RunFacts
-from recipe.soup.prefixes import Prefix, tokens_to_ask_for
-from recipe.soup.problems import Problem, load_reward, read_problems
-from recipe.soup.settings import parse_settings, refuse
-from recipe.soup.sources.base import FinishedSample
-from recipe.soup.sources.make import make_source
+from recipe.soup.prefixes.make_source import make_source
+from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
+from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
+from recipe.soup.prefixes.source import FinishedSample
+from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file
+from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
+from recipe.soup.records.problems import Problem, read_problems
+from recipe.soup.settings import parse_settings
+from recipe.soup.verl_adapter.probes import load_reward
 
 NO_TEMPERATURE = 1e-6
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -172,7 +174,7 @@ class Lab:
         """Sample, update, and tell what happened, under verl's and our names."""
         started = time.perf_counter()
         chunk, prefixes = self.source.take(step)
-        rows = [PromptOrders(prefixes=slots) for slots in prefixes]
+        rows = [PromptRequests(prefixes=slots) for slots in prefixes]
         self.source.order(step, rows)
         samples, problems, seeds = self._roll_out(chunk.batch, chunk.messages, rows, step - 1)
         self.source.generated(step)
@@ -212,8 +214,8 @@ class Lab:
         }
 
     def _roll_out(
-        self, problems: list[Problem], messages: list[Any], rows: list[PromptOrders], version: int
-    ) -> tuple[list[Sample], list[Problem], list[Seed]]:
+        self, problems: list[Problem], messages: list[Any], rows: list[PromptRequests], version: int
+    ) -> tuple[list[Sample], list[Problem], list[SampledPrefix]]:
         """All of a step's samples and the prefixes that it leaves for later ones, in one batch."""
         started: list[tuple[int, list[int], Prefix | None]] = []
         asked: list[tuple[list[int], int]] = []
@@ -233,7 +235,7 @@ class Lab:
         answers = iter(self._sample(self.model, [ids for ids, _ in asked], [n for _, n in asked], version))
         samples = [self._finish(problems[index], index, ids, prefix, answers) for index, ids, prefix in started]
         seeds = [
-            Seed.from_answers(
+            SampledPrefix.from_answers(
                 order, slot, length, [next(answers) for _ in range(order.candidates)], self._prompt_ids(order.messages)
             )
             for order in orders

@@ -11,14 +11,13 @@ from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weig
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 
-from recipe.soup.advantages import compare
-from recipe.soup.algorithm import group_estimate, soup_loss, weigh_decoupled
-from recipe.soup.batch import TrainRows
-from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.losses.token_weights import trained_prefix
-from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.baselines import compare
+from recipe.soup.algorithm.batch import TrainRows, prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.algorithm.token_weights import trained_prefix
 from recipe.soup.settings import SoupSettings
+from recipe.soup.verl_adapter.registrations import group_estimate, soup_loss, weigh_decoupled
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def train_rows(model: Any, samples: list[Sample], temperature: float, current_ve
     response_mask = pad_sequence(ones, batch_first=True)
     return TrainRows(
         response_mask=response_mask,
-        prefix=prefix_mask(versions, response_mask, current_version),
+        is_historical=prefix_mask(versions, response_mask, current_version),
         policy_versions=versions,
         behavior_log_probs=padded(samples, "log_probs", torch.float32),
         current_log_probs=of_responses(log_probs, samples),
@@ -89,7 +88,7 @@ def fields_of_loss(
     rows: TrainRows, samples: list[Sample], settings: SoupSettings, config: DictConfig
 ) -> dict[str, torch.Tensor]:
     """What enters the loss, each (batch, response_length), decided once for the whole batch."""
-    spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
+    spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
     old_log_probs = spliced if RATIOS[settings.ratio].splices and settings.mixes else rows.current_log_probs
     response_ids = padded(samples, "response_ids", torch.long)
     advantages = compare(rows, response_ids, settings.baseline, group_estimate(config.algorithm))
@@ -97,7 +96,7 @@ def fields_of_loss(
     fields = {
         "old_log_probs": old_log_probs,
         "advantages": advantages,
-        "prefix_mask": rows.prefix.long(),
+        "prefix_mask": rows.is_historical.long(),
         "response_mask": mask,
         "loss_mask": mask,
     }
@@ -112,7 +111,7 @@ def fields_of_loss(
             correction.rollout_is_batch_normalize,
         )[0]
     if settings.weighs:
-        counts = ~rows.prefix | trained_prefix(settings, rows, advantages)
+        counts = ~rows.is_historical | trained_prefix(settings, rows, advantages)
         fields["rollout_is_weights"] = fields.get("rollout_is_weights", torch.ones_like(advantages)) * counts
         if settings.loss_tokens == "trained":
             fields |= {"response_mask": mask * counts, "loss_mask": mask * counts}

@@ -1,6 +1,6 @@
 """Datasets for training and evaluation, from the Hugging Face hub or from a file, as rows in verl's columns.
 
-Imports no verl. The columns are those of the hub's repositories; each was looked up in code that uses it, e.g. verl's
+ The columns are those of the hub's repositories; each was looked up in code that uses it, e.g. verl's
 `examples/data_preprocess`.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from recipe.soup.evaluate.boxed import last_box
-from recipe.soup.settings import first_line
+from recipe.soup.errors import first_line
+from recipe.soup.mathematics.boxed import last_box
 
 Row = dict[str, Any]
 

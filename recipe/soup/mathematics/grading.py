@@ -1,6 +1,6 @@
-r"""Whether two answers are equal, by math-verify, and a text that equal answers share. Imports no verl.
+r"""Whether two answers are equal, by math-verify, and a text that equal answers share.
 
-`python -m recipe.soup.evaluate.grading` is the process that `math_reward.py` asks: requests on its standard input and
+`python -m recipe.soup.mathematics.grading` is the process that `reward.py` asks: requests on its standard input and
 replies on its standard output, one line of JSON each. math-verify stops itself by SIGALRM only, which works in a main
 thread only and not inside one long operation on integers, so `\boxed{9^{9^{9^9}}}` would hold up a trainer for ever
 (verl-project/verl#5839). This process ends instead, and is started anew.

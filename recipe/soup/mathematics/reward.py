@@ -1,4 +1,4 @@
-"""The reward for mathematics, in verl's form: `reward.custom_reward_function.path=pkg://recipe.soup.evaluate.math_reward`.
+"""The reward for mathematics, in verl's form: `reward.custom_reward_function.path=pkg://recipe.soup.mathematics.reward`.
 
 math-verify grades, in a process of its own (`grading.py` says why). One process for each that asks: verl has
 `reward.num_workers` of those.
@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from recipe.soup.evaluate.boxed import last_box
+from recipe.soup.mathematics.boxed import last_box
 
 TAIL = 300
 """Characters from the end of a response without a box, among which its answer is looked for."""
@@ -59,7 +59,7 @@ class Grader:
             self._end()
 
     def _start(self) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "recipe.soup.evaluate.grading"]
+        command = [sys.executable, "-m", "recipe.soup.mathematics.grading"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         assert process.stdout
         if not process.stdout.readline():

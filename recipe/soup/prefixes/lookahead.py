@@ -1,4 +1,4 @@
-"""The source `lookahead`: prefixes that today's policy samples for prompts of later steps. Imports no verl.
+"""The source `lookahead`: prefixes that today's policy samples for prompts of later steps.
 
 A prompt that will be trained on `lag` updates from now is continued today with today's weights; when its turn comes,
 those tokens *are* a sample of the policy of `lag` updates ago. The data order is known ahead, so this is exact.
@@ -6,11 +6,11 @@ those tokens *are* a sample of the policy of `lag` updates ago. The data order i
 
 from itertools import cycle, product
 
-from recipe.soup.orders import PromptOrders
-from recipe.soup.prefixes import Prefix
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
+from recipe.soup.prefixes.requests import PromptRequests
+from recipe.soup.prefixes.source import Fetch, PrefixSource, RunFacts
 from recipe.soup.settings import SoupSettings
-from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
-from recipe.soup.sources.queue import Chunk
 
 
 class LookaheadSource(PrefixSource):
@@ -26,7 +26,7 @@ class LookaheadSource(PrefixSource):
         mixed = [self.queue.version(plan, step) is not None for plan in chunk.plans]
         return [slots if mixes else {} for slots, mixes in zip(prefixes, mixed, strict=True)]
 
-    def order(self, step: int, rows: list[PromptOrders]) -> None:
+    def order(self, step: int, rows: list[PromptRequests]) -> None:
         """Spread the prefixes that are due over the samples of this step's prompts, one future prompt to a sample."""
         self.queue.top_up(step, self._next_chunk)
         hosts = cycle(product(range(self.facts.samples), rows))

@@ -1,13 +1,13 @@
-"""The source that `algorithm.soup.source` names. Imports no verl."""
+"""The source that `algorithm.soup.source` names."""
 
 from pathlib import Path
 
-from recipe.soup.plan import RunFacts
+from recipe.soup.prefixes.lookahead import LookaheadSource
+from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.replay import ReplaySource
+from recipe.soup.prefixes.snapshot import HistoricalEngine, SnapshotSource
+from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.settings import SoupSettings
-from recipe.soup.sources.base import Fetch, PrefixSource
-from recipe.soup.sources.lookahead import LookaheadSource
-from recipe.soup.sources.replay import ReplaySource
-from recipe.soup.sources.snapshot import HistoricalEngine, SnapshotSource
 
 
 def make_source(

@@ -1,10 +1,10 @@
-"""What one prompt's mixed samples shall look like. Imports no verl."""
+"""What one prompt's mixed samples shall look like."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.soup.schedules import lag_at, value_at
+from recipe.soup.prefixes.schedules import lag_at, value_at
 from recipe.soup.settings import PrefixLengthSettings, SoupSettings
 
 
@@ -35,11 +35,11 @@ class PromptPlan:
 
     Attributes:
         lengths: tokens of each prefix, by slot.
-        lag: age of the policy that samples them, in updates.
+        steps_ahead: steps before the prompt's own at which they are sampled: with `lookahead`, the lag.
     """
 
     lengths: list[int]
-    lag: int
+    steps_ahead: int
 
 
 def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_length: float) -> PromptPlan:

@@ -1,4 +1,4 @@
-"""Which prompts come next, and for which of them prefixes are due now. Imports no verl."""
+"""Which prompts come next, and for which of them prefixes are due now."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from recipe.soup.plan import PromptPlan
+from recipe.soup.prefixes.plan import PromptPlan
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PromptQueue:
 
     def version(self, plan: PromptPlan, step: int) -> int | None:
         """Version that a prompt of `step` wants its prefixes from, or None if it is not mixed."""
-        return target_version(step, plan.lag, self.warm_start)
+        return target_version(step, plan.steps_ahead, self.warm_start)
 
 
 def target_version(step: int, lag: int, warm_start: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The source `replay`: prefixes cut from what the prompt's earlier visits left behind. Imports no verl.
+"""The source `replay`: prefixes cut from what the prompt's earlier visits left behind.
 
 Nothing is sampled for it, so it costs nothing, but it needs prompts that come again. With
 `prefix_length.distribution=whole` it is the trajectory-level mixing of RePO and ExGRPO, the paper's baseline.
@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from recipe.soup.prefixes import Prefix
-from recipe.soup.sources.base import FinishedSample, PrefixSource, fingerprint
-from recipe.soup.sources.queue import Chunk
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
+from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprint
 
 Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
 SELECTIONS: dict[str, Selection] = {

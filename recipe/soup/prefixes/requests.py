@@ -1,4 +1,4 @@
-"""What the trainer asks of one prompt's agent loops, and what they leave for the future. Imports no verl."""
+"""What the trainer asks of one prompt's agent loops, and what they leave for the future."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from recipe.soup.prefixes import Prefix
+from recipe.soup.prefixes.prefix import Prefix
 
 
 @dataclass(frozen=True)
-class SeedOrder:
+class PrefixRequest:
     """Sample prefixes now for a prompt that is trained on later.
 
     Attributes:
@@ -31,7 +31,7 @@ class SeedOrder:
 
 
 @dataclass
-class PromptOrders:
+class PromptRequests:
     """Rides on a training prompt; each of the prompt's samples takes its own part out.
 
     verl stores whatever rides on a prompt again with each of its samples. All samples start before any of them is
@@ -43,15 +43,15 @@ class PromptOrders:
     """
 
     prefixes: dict[int, Prefix] = field(default_factory=dict)
-    seeds: dict[int, list[SeedOrder]] = field(default_factory=dict)
+    seeds: dict[int, list[PrefixRequest]] = field(default_factory=dict)
 
-    def take(self, sample: int) -> tuple[Prefix | None, list[SeedOrder]]:
+    def take(self, sample: int) -> tuple[Prefix | None, list[PrefixRequest]]:
         """Remove and return the orders of one sample."""
         return self.prefixes.pop(sample, None), self.seeds.pop(sample, [])
 
 
 @dataclass(frozen=True)
-class Seed:
+class SampledPrefix:
     """A prefix that was sampled for a future prompt.
 
     Attributes:
@@ -73,8 +73,8 @@ class Seed:
 
     @classmethod
     def from_answers(
-        cls, order: SeedOrder, slot: int, length: int, answers: Sequence[Any], prompt_ids: list[int] | None = None
-    ) -> "Seed":
+        cls, order: PrefixRequest, slot: int, length: int, answers: Sequence[Any], prompt_ids: list[int] | None = None
+    ) -> "SampledPrefix":
         """A seed of what the engine sampled: of several candidates, the most surprising one.
 
         Args:
@@ -92,13 +92,13 @@ class Seed:
         return {**vars(self), "prefix": dict(vars(self.prefix))}
 
     @classmethod
-    def unpack(cls, packed: dict[str, Any]) -> "Seed":
+    def unpack(cls, packed: dict[str, Any]) -> "SampledPrefix":
         """Inverse of `pack`."""
         fields = dict(packed["prefix"])
         # Copies: what TransferQueue hands out are views that would keep its whole message in memory.
         fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
         fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
-        fields["runs"] = tuple((int(version), int(tokens)) for version, tokens in fields["runs"])
+        fields["version_spans"] = tuple((int(version), int(tokens)) for version, tokens in fields["version_spans"])
         return cls(**{**packed, "prefix": Prefix(**fields)})
 
 

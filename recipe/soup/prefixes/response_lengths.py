@@ -1,4 +1,4 @@
-"""How long responses typically are, for prefix lengths that are fractions of it. Imports no verl."""
+"""How long responses typically are, for prefix lengths that are fractions of it."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Values that move over training, and lags that are drawn. Imports no verl."""
+"""Values that move over training, and lags that are drawn."""
 
 import math
 

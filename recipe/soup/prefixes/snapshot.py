@@ -1,4 +1,4 @@
-"""The source `snapshot`: prefixes that kept weights sample on demand, in an engine of their own. Imports no verl.
+"""The source `snapshot`: prefixes that kept weights sample on demand, in an engine of their own.
 
 The paper's way, and the only one for the base model, the best model so far or another run's checkpoint.
 """
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.plan import PromptPlan
-from recipe.soup.prefixes import Prefix, tokens_to_ask_for
-from recipe.soup.schedules import lag_at
+from recipe.soup.prefixes.plan import PromptPlan
+from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
+from recipe.soup.prefixes.queue import Chunk, target_version
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.prefixes.schedules import lag_at
+from recipe.soup.prefixes.source import Fetch, PrefixSource, RunFacts
 from recipe.soup.settings import BY_AGE, SoupSettings
-from recipe.soup.sources.base import Fetch, PrefixSource, RunFacts
-from recipe.soup.sources.queue import Chunk, target_version
 from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot, from_checkpoint
 from verl_ext.historical_policy.store import SnapshotStore
 
@@ -75,7 +75,7 @@ class SnapshotSource(PrefixSource):
         }
         foreign = None if policy in choices else from_checkpoint(policy, FOREIGN)
         self._choose: Callable[[int], Snapshot | None] = choices.get(policy, lambda step: foreign)
-        self._orders: list[SeedOrder] = []
+        self._orders: list[PrefixRequest] = []
         self._served: Snapshot | None = None
         self._best_awaited = False
         self._sampling: Future[list[Any]] | None = None
@@ -83,7 +83,7 @@ class SnapshotSource(PrefixSource):
 
     def plan(self, ordinal: int, messages: Any) -> PromptPlan:
         # Prefixes are sampled a step ahead, whatever the age of the policy that samples them.
-        return replace(super().plan(ordinal, messages), lag=1)
+        return replace(super().plan(ordinal, messages), steps_ahead=1)
 
     # ------------------------------------------------------------------ which policy
 
@@ -112,7 +112,7 @@ class SnapshotSource(PrefixSource):
 
     # ------------------------------------------------------------------ its prefixes
 
-    def order(self, step: int, rows: list[PromptOrders]) -> None:
+    def order(self, step: int, rows: list[PromptRequests]) -> None:
         """Standalone, the next step's prefixes are sampled from now on."""
         if self.settings.snapshot.placement == "standalone":
             self._order(step)
@@ -163,7 +163,7 @@ class SnapshotSource(PrefixSource):
         # Counted when they arrive: standalone, that is a step after they were ordered.
         self._cost["requests"] += sum(len(order.lengths) * order.candidates for order in orders)
         self.harvest(
-            Seed.from_answers(order, slot, length, arrived)
+            SampledPrefix.from_answers(order, slot, length, arrived)
             for order in orders
             for slot, length in order.lengths.items()
             if (arrived := [answer for answer in islice(answers, order.candidates) if answer is not None])

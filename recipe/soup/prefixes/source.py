@@ -1,4 +1,4 @@
-"""What a source of prefixes is to the trainer, and what all of them share. Imports no verl.
+"""What a source of prefixes is to the trainer, and what all of them share.
 
 In each step the trainer calls `take` for each chunk of prompts that it trains on, `order` once, `generated` when the
 step's samples are there, `harvest` and `keep` for what they bring back, and `updated` after the weights changed.
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.plan import PromptPlan, RunFacts, plan_prompt
-from recipe.soup.prefixes import Prefix, PrefixBank
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.plan import PromptPlan, RunFacts, plan_prompt
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk, PromptQueue
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.prefixes.response_lengths import TypicalLengths
 from recipe.soup.settings import SoupSettings
-from recipe.soup.sources.queue import Chunk, PromptQueue
-from recipe.soup.typical import TypicalLengths
 
 BANK_FILE = "soup_bank.npz"
 
@@ -129,7 +130,7 @@ class PrefixSource:
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
         return [self.bank.take(chunk.first_ordinal + row) for row in range(chunk.size)]
 
-    def _missing(self, chunk: Chunk, row: int) -> SeedOrder | None:
+    def _missing(self, chunk: Chunk, row: int) -> PrefixRequest | None:
         """What is still to be sampled for a prompt, or None."""
         ordinal, settings = chunk.first_ordinal + row, self.settings
         present = self.bank.slots(ordinal)
@@ -139,16 +140,16 @@ class PrefixSource:
             if slot not in present and (ordinal, slot) not in self.in_flight
         }
         with_prompt = settings.behavior_log_probs == "trainer"
-        order = SeedOrder(ordinal, chunk.messages[row], lengths, settings.on_eos, settings.candidates, with_prompt)
+        order = PrefixRequest(ordinal, chunk.messages[row], lengths, settings.on_eos, settings.candidates, with_prompt)
         return order if lengths else None
 
-    def order(self, step: int, rows: list[PromptOrders]) -> None:
+    def order(self, step: int, rows: list[PromptRequests]) -> None:
         """Arrange for the prefixes that will be needed later; `rows` ride on this step's prompts."""
 
     def generated(self, step: int) -> None:
         """The step's samples are there, and the rollout engine rests."""
 
-    def harvest(self, seeds: Iterable[Seed]) -> None:
+    def harvest(self, seeds: Iterable[SampledPrefix]) -> None:
         """Keep the prefixes whose prompts are still to come."""
         front = self.queue.front
         for seed in seeds:

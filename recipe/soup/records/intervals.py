@@ -1,4 +1,4 @@
-"""Bootstrap intervals over problems and seeds. Imports no verl."""
+"""Bootstrap intervals over problems and seeds."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Reading the JSON lines that verl's loggers and dumps write. Imports no verl."""
+"""Reading the JSON lines that verl's loggers and dumps write."""
 
 import json
 from pathlib import Path

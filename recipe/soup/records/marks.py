@@ -1,4 +1,4 @@
-"""Responses as text in which a reader sees where history ends and the present begins. Imports no verl."""
+"""Responses as text in which a reader sees where history ends and the present begins."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,12 +1,13 @@
-"""The metrics of a run: where verl's file logger writes them, and what there is by step. Imports no verl."""
+"""The metrics of a run: where verl's file logger writes them, and what there is by step."""
 
 import json
 import os
 from pathlib import Path
+from statistics import mean
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.json_lines import read_json_lines
+from recipe.soup.records.json_lines import read_json_lines
 
 
 def metrics_file(config: DictConfig) -> Path:
@@ -52,3 +53,12 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
             numbers = {key: value for key, value in row["data"].items() if value is not None}
             metrics.setdefault(row["step"], {}).update(numbers)
     return metrics
+
+
+def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:
+    """Mean accuracy of unmixed validation, over data sources, by the step after which it was measured."""
+    found = {
+        step: [value for key, value in values.items() if key.startswith("val-core/") and "/mean@" in key]
+        for step, values in metrics.items()
+    }
+    return {step: mean(values) for step, values in found.items() if values}

@@ -1,4 +1,4 @@
-"""Unbiased pass@k. Pure Python, imports no verl."""
+"""Unbiased pass@k."""
 
 from collections.abc import Sequence
 from math import comb

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import recipe.soup.compare.run as comparing
-import recipe.soup.evaluate.run as evaluating
-import recipe.soup.plot as plotting
-import recipe.soup.show as showing
+import recipe.soup.tools.compare.run as comparing
+import recipe.soup.tools.evaluate.run as evaluating
+import recipe.soup.tools.plot as plotting
+import recipe.soup.tools.show as showing
 
 COMMANDS: dict[str, tuple[Any, Callable[[argparse.Namespace], None], str]] = {
     "compare": (comparing, comparing.compare, "run configurations x seeds, and report"),

@@ -1,4 +1,4 @@
-"""`soup plot`: one picture of one run, from its own logs. Imports no verl."""
+"""`soup plot`: one picture of one run, from its own logs."""
 
 import argparse
 import re
@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from recipe.soup.metrics_file import read_metrics
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.records.metrics_file import read_metrics
 
 EXAMPLES = """examples:
   soup plot runs/countdown/soup.jsonl
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="picture (default: beside the metrics, .png)")
 
 
-def metrics_file(run: Path) -> Path:
+def metrics_of(run: Path) -> Path:
     """The metrics of a run that is named by them or by its folder.
 
     Raises:
@@ -70,7 +70,7 @@ def metrics_file(run: Path) -> Path:
 
 def plot(args: argparse.Namespace) -> None:
     """Draw a run: accuracy, pass@k, entropy of unmixed validation; ratios, clipping, lag, prefixes in training."""
-    print(draw_run(metrics_file(args.run), args.out))
+    print(draw_run(metrics_of(args.run), args.out))
 
 
 def draw_run(path: Path, out: Path | None = None) -> Path:

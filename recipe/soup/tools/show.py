@@ -1,4 +1,4 @@
-"""`soup show`: a run's training samples in the terminal, history in another colour. Imports no verl."""
+"""`soup show`: a run's training samples in the terminal, history in another colour."""
 
 import argparse
 import io
@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from recipe.soup.json_lines import read_json_lines
-from recipe.soup.marks import CLOSE, OPEN
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.marks import CLOSE, OPEN
 
 EXAMPLES = """examples:
   soup show runs/countdown/soup

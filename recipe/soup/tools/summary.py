@@ -1,7 +1,7 @@
 """What a run did, from the metrics that verl's file logger wrote: printed at its end, or at any time.
 
 Example:
-    python -m recipe.soup.summary runs/countdown/soup.jsonl
+    python -m recipe.soup.tools.summary runs/countdown/soup.jsonl
 """
 
 import argparse
@@ -9,22 +9,13 @@ import re
 from pathlib import Path
 from statistics import mean, median
 
-from recipe.soup.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import read_metrics
 
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
 VALIDATION = {"^val-core/.*/mean@": "accuracy", r"^soup/val/.*pass@(\d+)$": "pass@{}", "^soup/val/entropy$": "entropy"}
 """Rows of the table, by the metrics whose mean over data sources they are; all from unmixed validation."""
 TRAINING = {"critic/score/mean": "reward", "soup/train/groups_with_signal": "groups with signal"}
 QUARTER = 4
-
-
-def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:
-    """Mean accuracy of unmixed validation, over data sources, by the step after which it was measured."""
-    found = {
-        step: [value for key, value in values.items() if key.startswith("val-core/") and "/mean@" in key]
-        for step, values in metrics.items()
-    }
-    return {step: mean(values) for step, values in found.items() if values}
 
 
 def _validation_rows(values: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ Bounds that fit, in float32:
     a language model (135 million, 30 layers)           --mean 2e-5 --largest 2e-4
 
 Example:
-    python -m recipe.soup.verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
+    python -m recipe.soup.tools.verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
 """
 
 import argparse
@@ -23,8 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from recipe.soup.exactness import SEGMENTS, Bounds, Comparison, Place, broken
-from recipe.soup.json_lines import read_json_lines
+from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.tools.exactness import SEGMENTS, Bounds, Comparison, Place, broken
 
 LOGITS_AT_ONCE = 2**28
 """Values; in float32, and again as log-probs, about 2 GiB."""

@@ -17,10 +17,9 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix, tokens_to_ask_for
-from recipe.soup.refusals import AGENT_NAME
-from recipe.soup.rows import SEEDS_KEY
+from recipe.soup.names import AGENT_NAME, REQUESTS_KEY, SAMPLED_KEY
+from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 from verl_ext.failures import remember_failures
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
@@ -45,8 +44,6 @@ class _OnceEach(logging.Filter):
 logging.getLogger("verl.utils.tokenizer.continuous_token_wiring").addFilter(_OnceEach())
 remember_failures()
 
-ORDERS_KEY = "soup_orders"
-
 
 class SoupAgentLoopOutput(AgentLoopOutput):
     """verl's output plus the version that sampled each response token.
@@ -60,7 +57,7 @@ class SoupAgentLoopOutput(AgentLoopOutput):
     def as_dict(self) -> dict[str, Any]:
         output = super().as_dict()
         output["policy_versions"] = torch.tensor(output.pop("policy_versions"), dtype=torch.int64)
-        output["extra_fields"][SEEDS_KEY] = [seed.pack() for seed in self.seeds]
+        output["extra_fields"][SAMPLED_KEY] = [seed.pack() for seed in self.seeds]
         return output
 
 
@@ -124,7 +121,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> SoupAgentLoopOutput:
         # Validation rows carry no orders: they are never mixed.
-        orders: PromptOrders | None = kwargs.get(ORDERS_KEY)
+        orders: PromptRequests | None = kwargs.get(REQUESTS_KEY)
         prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
         client = cast(LLMServerClient, self.server_manager)
         # Neither must bring the other down, and no request may outlive the sample, after which the engine may sleep.
@@ -138,7 +135,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
             output: AgentLoopOutput = await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (decorated, not abstract)
         finally:
             outcomes = await seeding
-        seeds: list[Seed] = []
+        seeds: list[SampledPrefix] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 logger.warning("The prefixes for a later prompt were lost: %r", outcome)
@@ -147,7 +144,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         return self._extend(output, prefix, seeds)
 
     @staticmethod
-    def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[Seed]) -> SoupAgentLoopOutput:
+    def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[SampledPrefix]) -> SoupAgentLoopOutput:
         historical = prefix.versions if prefix is not None else []
         current = output.extra_fields["max_global_steps"]
         # Runs are there where weights may change in the middle of a response.
@@ -156,12 +153,14 @@ class SoupAgentLoop(SingleTurnAgentLoop):
         fields = {name: getattr(output, name) for name in output.model_fields_set}
         return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds)
 
-    async def _seed(self, client: LLMServerClient, order: SeedOrder, sampling_params: dict[str, Any]) -> list[Seed]:
+    async def _seed(
+        self, client: LLMServerClient, order: PrefixRequest, sampling_params: dict[str, Any]
+    ) -> list[SampledPrefix]:
         """Sample the first tokens of a future prompt's responses, with today's weights and the run's own settings."""
         prompt_ids = await self.ct_build_initial_tokens(list(order.messages))
         async with _requests(client, prompt_ids, sampling_params) as request:
 
-            async def sample(slot: int, length: int) -> Seed | None:
+            async def sample(slot: int, length: int) -> SampledPrefix | None:
                 tokens = tokens_to_ask_for(length, int(self.rollout_config.response_length))
                 params = {**sampling_params, "max_tokens": tokens}
                 outcomes = await asyncio.gather(
@@ -174,7 +173,7 @@ class SoupAgentLoop(SingleTurnAgentLoop):
                 answers = [o for o in outcomes if not isinstance(o, BaseException) and o.stop_reason != "aborted"]
                 answers = [answer for answer in answers if answer.token_ids]
                 kept_ids = prompt_ids if order.with_prompt else None
-                return Seed.from_answers(order, slot, length, answers, kept_ids) if answers else None
+                return SampledPrefix.from_answers(order, slot, length, answers, kept_ids) if answers else None
 
             seeds = await asyncio.gather(*(sample(slot, length) for slot, length in order.lengths.items()))
         return [seed for seed in seeds if seed is not None]

@@ -13,9 +13,10 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
 
-from recipe.soup.marks import marked
-from recipe.soup.rows import fetch, without_padding
-from recipe.soup.settings import SoupSettings, first_line
+from recipe.soup.errors import first_line
+from recipe.soup.records.marks import marked
+from recipe.soup.settings import SoupSettings
+from recipe.soup.verl_adapter.transfer_queue import fetch, without_padding
 from verl_ext.health import ENDED
 
 ARRAYS = ["prompts", "responses", "policy_versions", "prefix_mask", "old_log_probs", "advantages"]

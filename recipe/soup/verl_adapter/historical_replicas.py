@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from verl.trainer.ppo.utils import Role
 from verl.workers.rollout.replica import RolloutReplica
 
+from recipe.soup.checks.snapshot_memory import engine_overrides
 from recipe.soup.settings import SoupSettings
-from recipe.soup.snapshot_memory import engine_overrides
 from verl_ext.historical_policy.policy import HistoricalPolicy
 from verl_ext.historical_policy.snapshots import Snapshot
 from verl_ext.historical_policy.taking import take_snapshot, use_snapshots

@@ -16,19 +16,19 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.workers.utils.padding import response_from_nested
 
-from recipe.soup.orders import Seed
+from recipe.soup.prefixes.requests import SampledPrefix
 
 PARTITION = "soup_prefixes"
 
 
 def recompute(
-    seeds: Sequence[Seed],
+    seeds: Sequence[SampledPrefix],
     worker_group: Any,
     ranks: int,
     micro_batch_size: int | None,
     temperature: float,
     eos_token_id: int,
-) -> tuple[list[Seed], list[float]]:
+) -> tuple[list[SampledPrefix], list[float]]:
     """The same prefixes with the trainer's log-probs.
 
     Args:
@@ -78,7 +78,7 @@ def recompute(
     )
 
 
-def _row(seed: Seed) -> dict[str, torch.Tensor]:
+def _row(seed: SampledPrefix) -> dict[str, torch.Tensor]:
     assert seed.prompt_ids is not None
     prompts = torch.tensor(seed.prompt_ids, dtype=torch.int64)
     responses = torch.tensor(seed.prefix.token_ids, dtype=torch.int64)

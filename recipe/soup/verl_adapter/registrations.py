@@ -18,10 +18,10 @@ from verl.trainer.ppo.core_algos import (
     register_policy_loss,
 )
 
-from recipe.soup.advantages import Estimate
-from recipe.soup.loss_metrics import loss_sums
-from recipe.soup.losses.inputs import Clip, LossInputs
-from recipe.soup.losses.registry import RATIOS
+from recipe.soup.algorithm.baselines import Estimate
+from recipe.soup.algorithm.loss_metrics import loss_sums
+from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
+from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.settings import SoupSettings
 
 

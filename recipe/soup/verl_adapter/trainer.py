@@ -20,22 +20,21 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.utils.device import get_device_name
 
-from recipe.soup.agent_loop import ORDERS_KEY
-from recipe.soup.algorithm import soup_loss, weigh_decoupled
-from recipe.soup.dump import DumpStage
-from recipe.soup.history import HistoricalReplicas
-from recipe.soup.lost_samples import LostSamples
-from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file
-from recipe.soup.orders import PromptOrders
-from recipe.soup.plan import RunFacts
-from recipe.soup.refusals import ASYNC_TRAINER_MODE, TRAINER_MODE
-from recipe.soup.rows import fetch
+from recipe.soup.names import ASYNC_TRAINER_MODE, REQUESTS_KEY, TRAINER_MODE
+from recipe.soup.prefixes.make_source import make_source
+from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.requests import PromptRequests
+from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
+from recipe.soup.prefixes.source import BANK_FILE, PrefixSource
+from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.run_settings import run_settings
-from recipe.soup.sources.base import BANK_FILE, PrefixSource
-from recipe.soup.sources.make import make_source
-from recipe.soup.sources.snapshot import SNAPSHOT_FOLDER
-from recipe.soup.update_stage import UpdateStage
-from recipe.soup.validation import ValidationStage
+from recipe.soup.verl_adapter.dump import DumpStage
+from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
+from recipe.soup.verl_adapter.lost_samples import LostSamples
+from recipe.soup.verl_adapter.registrations import soup_loss, weigh_decoupled
+from recipe.soup.verl_adapter.transfer_queue import fetch
+from recipe.soup.verl_adapter.update_stage import UpdateStage
+from recipe.soup.verl_adapter.validation import ValidationStage
 from verl_ext.health import RolloutWatchdog, handshake, transfer_queue_actors
 from verl_ext.versioned_client import VersionedLLMServerClient
 
@@ -160,13 +159,13 @@ class SoupStages(UpdateStage, ValidationStage, DumpStage):
         if self.source.wants_responses:
             visits = enumerate(chunk.messages, start=chunk.first_ordinal)
             self._visits.update(zip(cast(Any, chunk.batch["uid"]), visits, strict=True))
-        tu.assign_non_tensor_stack(chunk.batch, ORDERS_KEY, [PromptOrders(prefixes=slots) for slots in prefixes])
+        tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, [PromptRequests(prefixes=slots) for slots in prefixes])
         return chunk.batch
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
         if num_prompts is None:  # the step's own batch, not a refill of filtered groups
-            self.source.order(self.global_steps, list(cast(Any, batch[ORDERS_KEY])))
+            self.source.order(self.global_steps, list(cast(Any, batch[REQUESTS_KEY])))
         return batch
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:

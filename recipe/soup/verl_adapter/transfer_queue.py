@@ -10,10 +10,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
-from recipe.soup.sources.base import FinishedSample
-
-SEEDS_KEY = "soup_seeds"
-"""In `extra_fields` of a sample: the prefixes that it leaves for later steps."""
+from recipe.soup.prefixes.source import FinishedSample
 
 
 def fetch(batch: KVBatchMeta, fields: list[str]) -> Any:

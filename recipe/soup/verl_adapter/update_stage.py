@@ -12,20 +12,20 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.workers.utils.padding import response_to_nested
 
-from recipe.soup.advantages import compare
-from recipe.soup.algorithm import group_estimate
-from recipe.soup.batch import TrainRows
-from recipe.soup.loss_metrics import PREFIX, means_of_loss_sums
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.losses.token_weights import trained_prefix
-from recipe.soup.marked_samples import Shown, mixed_samples
-from recipe.soup.metrics import drift_metrics, lag_metrics, train_metrics
-from recipe.soup.orders import Seed
-from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
-from recipe.soup.recompute import recompute
-from recipe.soup.rows import SEEDS_KEY, fetch, finished_samples, padded, store
+from recipe.soup.algorithm.baselines import compare
+from recipe.soup.algorithm.batch import TrainRows, prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.algorithm.token_weights import trained_prefix
+from recipe.soup.names import SAMPLED_KEY
+from recipe.soup.prefixes.requests import SampledPrefix
+from recipe.soup.prefixes.source import PrefixSource
 from recipe.soup.settings import SoupSettings
-from recipe.soup.sources.base import PrefixSource
+from recipe.soup.verl_adapter.marked_samples import Shown, mixed_samples
+from recipe.soup.verl_adapter.recompute import recompute
+from recipe.soup.verl_adapter.registrations import group_estimate
+from recipe.soup.verl_adapter.transfer_queue import fetch, finished_samples, padded, store
 
 TRAIN_FIELDS = [
     "responses",
@@ -51,7 +51,7 @@ class UpdateStage(PPOTrainer):
     source: PrefixSource
     _visits: dict[str, tuple[int, Any]]
     _rows: TrainRows
-    _arrived: list[Seed]
+    _arrived: list[SampledPrefix]
     _shown: list[Shown]
 
     # ------------------------------------------------------------------ old log-probs
@@ -62,7 +62,7 @@ class UpdateStage(PPOTrainer):
         self._collect_seeds(data, batch.tags)
         self._harvest(metrics)
         rows = self._rows = self._train_rows(data)
-        spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.prefix)
+        spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
         if self.source.wants_responses:
             by_trainer = self.settings.behavior_log_probs == "trainer"
             kept = response_to_nested(spliced, data["response_mask"]) if by_trainer else data["rollout_log_probs"]
@@ -81,7 +81,7 @@ class UpdateStage(PPOTrainer):
         # Without mixing the step is verl's, even where a weight sync has interrupted responses.
         splices = self.settings.mixes and RATIOS[self.settings.ratio].splices
         old_log_probs = spliced if splices else rows.current_log_probs
-        prefix = rows.prefix.to(torch.int64)
+        prefix = rows.is_historical.to(torch.int64)
         store(batch, data["response_mask"], {"old_log_probs": old_log_probs, "prefix_mask": prefix})
         if self.settings.mixes and self.config.trainer.log_val_generations > 0:
             self._shown = mixed_samples(batch, rows, self.tokenizer, self.config.trainer.log_val_generations)
@@ -95,7 +95,7 @@ class UpdateStage(PPOTrainer):
         old_log_probs = padded(data["old_log_probs"], width)
         return TrainRows(
             response_mask=response_mask,
-            prefix=prefix_mask(versions, response_mask, current),
+            is_historical=prefix_mask(versions, response_mask, current),
             policy_versions=versions,
             behavior_log_probs=padded(data["rollout_log_probs"], width),
             current_log_probs=old_log_probs,
@@ -111,7 +111,7 @@ class UpdateStage(PPOTrainer):
     def _collect_seeds(self, data: Any, tags: list[dict]) -> None:
         for extra, tag in zip(data["extra_fields"], tags, strict=True):
             if not tag.get("is_padding", False):  # verl's padding rows repeat the first sample's extra fields
-                self._arrived += map(Seed.unpack, getattr(extra, "data", extra)[SEEDS_KEY])
+                self._arrived += map(SampledPrefix.unpack, getattr(extra, "data", extra)[SAMPLED_KEY])
 
     def _harvest(self, metrics: dict) -> None:
         """Hand what has arrived to the source, before the trainer's weights change."""
@@ -146,23 +146,23 @@ class UpdateStage(PPOTrainer):
         if self.settings.baseline == "group":
             return
         data = fetch(batch, ["responses", "response_mask"])
-        response_ids = padded(data["responses"], self._rows.prefix.size(1))
+        response_ids = padded(data["responses"], self._rows.is_historical.size(1))
         advantages = compare(
             self._rows, response_ids, self.settings.baseline, group_estimate(self.config.algorithm)
-        ) * padded(data["response_mask"], self._rows.prefix.size(1))
+        ) * padded(data["response_mask"], self._rows.is_historical.size(1))
         store(batch, data["response_mask"], {"advantages": advantages, "returns": advantages})
 
     def _weigh(self, batch: KVBatchMeta, metrics: dict) -> None:
         """Take prefix tokens out of the policy gradient, if the settings say so; a threshold needs the whole batch."""
         settings, rows = self.settings, self._rows
         data = fetch(batch, ["response_mask", "loss_mask", "advantages", "rollout_is_weights"])
-        width = rows.prefix.size(1)
+        width = rows.is_historical.size(1)
         trained = trained_prefix(settings, rows, padded(data["advantages"], width))
-        tokens = rows.prefix.sum().item()
+        tokens = rows.is_historical.sum().item()
         metrics["soup/train/prefix/trained"] = trained.sum().item() / tokens if tokens else 0.0
         if not settings.weighs:
             return
-        counts = ~rows.prefix | trained
+        counts = ~rows.is_historical | trained
         weights = counts.float()
         if "rollout_is_weights" in data:
             weights = weights * padded(data["rollout_is_weights"], width)

@@ -7,12 +7,12 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from recipe.soup.marked_samples import MarkedGenerations, Shown
-from recipe.soup.pass_at_k import PASS_AT, mean_pass_at_k
-from recipe.soup.rows import fetch
+from recipe.soup.prefixes.source import PrefixSource
+from recipe.soup.records.metrics_file import validation_accuracy
+from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.settings import SoupSettings
-from recipe.soup.sources.base import PrefixSource
-from recipe.soup.summary import validation_accuracy
+from recipe.soup.verl_adapter.marked_samples import MarkedGenerations, Shown
+from recipe.soup.verl_adapter.transfer_queue import fetch
 
 Group = tuple[str, str]
 """A prompt's data source and uid."""

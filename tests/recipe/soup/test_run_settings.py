@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from recipe.soup.callbacks import RefuseWrongConfig
+from recipe.soup.checks.callbacks import RefuseWrongConfig
 from recipe.soup.run_settings import in_float32, run_settings, what_auto_means
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 from omegaconf import DictConfig
 
-from verl_ext.attention import why_no_flash_attn
-from verl_ext.callbacks import ATTENTION, CheckAttention
+from verl_ext.plugin.attention import why_no_flash_attn
+from verl_ext.plugin.callbacks import ATTENTION, CheckAttention
 
 Compose = Callable[..., DictConfig]
 PACK = "actor_rollout_ref.model.use_remove_padding"
@@ -77,5 +77,5 @@ def test_one_that_was_built_for_another_torch_counts_as_missing(
 
     assert why_no_flash_attn() is None
     why_no_flash_attn.cache_clear()
-    monkeypatch.setattr("verl_ext.attention.importlib.import_module", broken)
+    monkeypatch.setattr("verl_ext.plugin.attention.importlib.import_module", broken)
     assert why_no_flash_attn() == "undefined symbol: _ZN3c10"

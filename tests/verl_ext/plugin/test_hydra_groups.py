@@ -14,7 +14,7 @@ import runpy, sys
 sys.argv = ["main_ppo", "--cfg", "job"]
 runpy.run_module("verl.trainer.main_ppo", run_name="__main__")
 """
-WITHOUT_US = "import verl_ext.hydra_source as s; s.VerlGroups.manipulate_search_path = lambda self, path: None"
+WITHOUT_US = "import verl_ext.plugin.hydra_source as s; s.VerlGroups.manipulate_search_path = lambda self, path: None"
 
 
 def test_without_our_groups_the_config_is_byte_identical_to_verls(clean_environ: dict[str, str]) -> None:

@@ -11,7 +11,13 @@ import pytest
 from verl_ext.cpu import cpu_requested
 
 Run = Callable[..., Any]
-HEAVY = ["recipe.soup.trainer", "recipe.soup.agent_loop", "verl.trainer.ppo.v1", "vllm", "transformers.modeling_utils"]
+HEAVY = [
+    "recipe.soup.verl_adapter.trainer",
+    "recipe.soup.verl_adapter.agent_loop",
+    "verl.trainer.ppo.v1",
+    "vllm",
+    "transformers.modeling_utils",
+]
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ print(json.dumps([*names, get_trainer_cls("soup").__name__, _agent_loop_registry
         "compute_soup_advantage",
         "compute_soup_policy_loss",
         "SoupTrainer",
-        "recipe.soup.agent_loop.SoupAgentLoop",
+        "recipe.soup.verl_adapter.agent_loop.SoupAgentLoop",
     ]
 
 

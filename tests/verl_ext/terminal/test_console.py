@@ -16,9 +16,9 @@ import verl.trainer.ppo.metric_utils as metric_utils
 import verl.trainer.ppo.v1.trainer_base as trainer_base
 import verl.utils.logger.aggregate_logger as aggregate_logger
 
-from verl_ext.console import Display
 from verl_ext.health import ENDED, NOTICE
-from verl_ext.run_progress import PHASES, SHOWN, RunProgress
+from verl_ext.terminal.console import Display
+from verl_ext.terminal.run_progress import PHASES, SHOWN, RunProgress
 
 LOG = """\
 INFO worker.py:2038 -- Started a local Ray instance.
@@ -159,7 +159,7 @@ def test_ctrl_c_ends_the_run_and_says_where_the_log_is(tmp_path: Path) -> None:
     assert "KeyboardInterrupt" in err
 
 
-CONSOLE = "+hydra.callbacks.console={_target_: verl_ext.console.QuietConsole, log: %s}"
+CONSOLE = "+hydra.callbacks.console={_target_: verl_ext.terminal.console.QuietConsole, log: %s}"
 
 
 def test_no_log_no_change(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""The clipped surrogate, and the prefix with a ratio of one. Pure torch, imports no verl."""
+"""The clipped surrogate, and the prefix with a ratio of one."""
 
 from dataclasses import replace
 
 import torch
 
-from recipe.soup.losses.inputs import LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.inputs import LossInputs, LossOutputs
 
 LOG_RATIO_LIMIT = 20.0
 """As in verl: keeps exp() finite."""

@@ -1,4 +1,4 @@
-"""What a loss is computed from, and what it gives. Pure torch, imports no verl."""
+"""What a loss is computed from, and what it gives."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The ratios by name (`algorithm.soup.ratio`). Pure torch, imports no verl.
+"""The ratios by name (`algorithm.soup.ratio`).
 
 A new one is a function from `LossInputs` to `LossOutputs`, and one line here.
 """
@@ -6,9 +6,9 @@ A new one is a function from `LossInputs` to `LossOutputs`, and one line here.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recipe.soup.losses.clipped import clipped, detached
-from recipe.soup.losses.inputs import LossInputs, LossOutputs
-from recipe.soup.losses.shaped import luffy, shaped
+from recipe.soup.algorithm.losses.clipped import clipped, detached
+from recipe.soup.algorithm.losses.inputs import LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.shaped import luffy, shaped
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Ratios that are shaped rather than clipped on the prefix. Pure torch, imports no verl."""
+"""Ratios that are shaped rather than clipped on the prefix."""
 
 from dataclasses import replace
 
 import torch
 
-from recipe.soup.losses.clipped import clipped, ratios
-from recipe.soup.losses.inputs import LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.clipped import clipped, ratios
+from recipe.soup.algorithm.losses.inputs import LossInputs, LossOutputs
 
 
 def shaped(inputs: LossInputs) -> LossOutputs:

@@ -1,4 +1,4 @@
-"""Runs a study: each run is a process of its own; those that are done are left alone. Imports no verl."""
+"""Runs a study: each run is a process of its own; those that are done are left alone."""
 
 import os
 import shlex
@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipe.soup.compare.records import is_recorded, read_run, write_record
-from recipe.soup.compare.study import DRIVERS, Run, Study
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.tools.compare.kept_runs import is_recorded, read_run, write_record
+from recipe.soup.tools.compare.study import DRIVERS, Run, Study
 
 POLL_SECONDS = 0.5
 HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
@@ -58,7 +58,7 @@ def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
         )
     import ray
 
-    from recipe.soup.compare.on_ray import RayRun
+    from recipe.soup.tools.compare.on_ray import RayRun
 
     try:
         ray.init(address, log_to_driver=False)

@@ -1,6 +1,6 @@
 """What is kept of a finished run, small enough to commit: elsewhere the study goes on without running it again.
 
-A record is a folder like the run's own, with two tables in place of logs and samples. Imports no verl.
+A record is a folder like the run's own, with two tables in place of logs and samples.
 """
 
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from recipe.soup.compare.results import Counts, Result, read_result
-from recipe.soup.compare.study import Run
+from recipe.soup.tools.compare.results import Counts, Result, read_result
+from recipe.soup.tools.compare.study import Run
 
 METRICS, VALIDATION = "metrics.parquet", "validation.parquet"
 KEPT = re.compile(

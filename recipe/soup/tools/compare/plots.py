@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Imports no verl."""
+"""The pictures of a comparison."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from recipe.soup.compare.results import Result, generated_tokens, pass_curve
-from recipe.soup.pass_at_k import PASS_AT
+from recipe.soup.records.pass_at_k import PASS_AT
+from recipe.soup.tools.compare.results import Result, generated_tokens, pass_curve
 
 SMOOTH = 10
 """Steps over which training metrics are averaged."""

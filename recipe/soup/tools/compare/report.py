@@ -1,4 +1,4 @@
-"""Table, pictures and page of a comparison. Imports no verl."""
+"""Table, pictures and page of a comparison."""
 
 import base64
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
-from recipe.soup.compare.intervals import mean_interval, paired_interval
-from recipe.soup.compare.plots import curves, outcomes
-from recipe.soup.compare.results import Result, figures, per_problem, tries
-from recipe.soup.pass_at_k import PASS_AT
+from recipe.soup.records.intervals import mean_interval, paired_interval
+from recipe.soup.records.pass_at_k import PASS_AT
+from recipe.soup.tools.compare.plots import curves, outcomes
+from recipe.soup.tools.compare.results import Result, figures, per_problem, tries
 
 ONE_A_RUN = ("greedy", "entropy", "training groups with signal")
 """Figures whose paired differences have an interval over seeds alone."""

@@ -1,4 +1,4 @@
-"""What runs left behind, as tables. Imports no verl."""
+"""What runs left behind, as tables."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipe.soup.json_lines import read_json_lines
-from recipe.soup.metrics_file import read_metrics
-from recipe.soup.pass_at_k import PASS_AT, pass_at_k, powers_of_two
-from recipe.soup.summary import validation_accuracy
+from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.metrics_file import read_metrics, validation_accuracy
+from recipe.soup.records.pass_at_k import PASS_AT, pass_at_k, powers_of_two
 
 LAST = 20
 """Steps over which what is measured in training is averaged."""

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from recipe.soup.compare.execute import execute
-from recipe.soup.compare.records import is_recorded, read_record, read_run
-from recipe.soup.compare.report import write_report
-from recipe.soup.compare.results import Result, read_result
-from recipe.soup.compare.study import DRIVERS, read_study, seed_overrides
+from recipe.soup.tools.compare.execute import execute
+from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run
+from recipe.soup.tools.compare.report import write_report
+from recipe.soup.tools.compare.results import Result, read_result
+from recipe.soup.tools.compare.study import DRIVERS, read_study, seed_overrides
 
 EXAMPLES = """examples:
   soup compare examples/countdown/studies/first.yaml --jobs 2

@@ -1,4 +1,4 @@
-"""A comparison as a YAML file: which configurations, which seeds, what they share. Imports no verl."""
+"""A comparison as a YAML file: which configurations, which seeds, what they share."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
 
 DRIVERS = {
     "lab": ["recipe.soup.lab"],

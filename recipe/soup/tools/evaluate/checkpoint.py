@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
 
 WEIGHTS = "*.safetensors"
 SHARDS = "model_world_size_*_rank_*.pt"
@@ -39,7 +39,7 @@ def loadable(model: str) -> str:
     return str(_merge(actor))
 
 
-def fingerprint(model: str) -> str:
+def weights_fingerprint(model: str) -> str:
     """Of the weights that lie in a folder, by their sizes and times; "" for a name on the hub."""
     files = sorted(Path(model).expanduser().rglob("*"))
     weights = [path for path in files if path.match(WEIGHTS) or path.match(SHARDS)]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from recipe.soup.settings import first_line, refuse
+from recipe.soup.errors import first_line, refuse
 from verl_ext.cpu import CPU_ENV
 from verl_ext.cpu.vllm_distribution import CPU_BUILD
 

@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from recipe.soup.evaluate.benchmarks import DATASETS, load
-from recipe.soup.evaluate.checkpoint import fingerprint, loadable
-from recipe.soup.evaluate.samples import Row, add_problem, facts, open_samples
-from recipe.soup.evaluate.table import write_table
-from recipe.soup.problems import Problem, load_reward, problems_of, read_problems, source_of
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.mathematics.datasets import DATASETS, load
+from recipe.soup.records.problems import Problem, problems_of, read_problems
+from recipe.soup.tools.evaluate.checkpoint import loadable, weights_fingerprint
+from recipe.soup.tools.evaluate.samples import Row, add_problem, facts, open_samples
+from recipe.soup.tools.evaluate.table import write_table
+from recipe.soup.verl_adapter.probes import load_reward, source_of
 
 EXAMPLES = """examples:
   soup eval Qwen/Qwen3-1.7B math500 amc23 --samples 16
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, default=-1, help="only the first so many problems of each dataset")
     add("--seed", type=int, default=0)
     add("--gpus", type=int, default=1, help="that share the model: vLLM's tensor_parallel_size (default 1)")
-    add("--reward", default="pkg://recipe.soup.evaluate.math_reward", help="FILE.py or pkg://MODULE with compute_score")
+    add("--reward", default="pkg://recipe.soup.mathematics.reward", help="FILE.py or pkg://MODULE with compute_score")
     add("--out", type=Path, help="folder (default: runs/eval/<model>); a run that was killed goes on there")
 
 
@@ -68,7 +69,7 @@ def evaluate(args: argparse.Namespace) -> None:
     model, out = loadable(args.model), args.out or folder_of(args.model)
     sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
     shown = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
-    settings = {**shown, "weights": fingerprint(model), "reward_source": source_of(reward)}
+    settings = {**shown, "weights": weights_fingerprint(model), "reward_source": source_of(reward)}
     found = {
         name: open_samples(out / f"{name}.jsonl", settings, args.samples, problems)
         for name, problems in datasets.items()
@@ -78,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> None:
         for name, problems in datasets.items()
     }
     if any(missing.values()):
-        from recipe.soup.evaluate.engine import Engine  # vLLM takes long to load
+        from recipe.soup.tools.evaluate.engine import Engine  # vLLM takes long to load
 
         asked = [problem.messages for problems in missing.values() for _, problem in problems]
         engine = Engine(model, args.gpus, args.max_tokens, sampling, asked)

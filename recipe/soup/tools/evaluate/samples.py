@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.soup.json_lines import read_json_lines
-from recipe.soup.problems import Problem
-from recipe.soup.settings import refuse
+from recipe.soup.errors import refuse
+from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.problems import Problem
 
 Row = dict[str, Any]
 """A sample: problem, input, output, score, tokens, finish_reason, and what else its reward function told."""

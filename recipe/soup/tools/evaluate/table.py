@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from recipe.soup.compare.intervals import mean_interval
-from recipe.soup.compare.report import as_interval, as_markdown
-from recipe.soup.evaluate.majority import majority_at_k
-from recipe.soup.pass_at_k import pass_at_k, powers_of_two
+from recipe.soup.records.intervals import mean_interval
+from recipe.soup.records.majority import majority_at_k
+from recipe.soup.records.pass_at_k import pass_at_k, powers_of_two
+from recipe.soup.tools.compare.report import as_interval, as_markdown
 
 
 def measures(samples: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 
-import recipe.soup.algorithm  # noqa: F401  # registers `soup`
-from recipe.soup.advantages import BASELINES, AdvantageInputs, Estimate
+import recipe.soup.verl_adapter.registrations  # noqa: F401  # registers `soup`
+from recipe.soup.algorithm.baselines import BASELINES, AdvantageInputs, Estimate
 
 WIDTH = 5
 PREFIXES = ((), (5,), (5, 6), (7, 8, 9), (5, 6, 5, 6, 5))

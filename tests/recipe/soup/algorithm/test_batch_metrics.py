@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.batch import TrainRows
-from recipe.soup.metrics import (
+from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.algorithm.batch_metrics import (
     divergence,
     drift_metrics,
     entropy_by_position,
@@ -29,7 +29,7 @@ def rows() -> TrainRows:
     current = torch.where(prefix, -torch.rand(5, 4, generator=generator), behavior + 1e-4)
     return TrainRows(
         response_mask=response_mask,
-        prefix=prefix,
+        is_historical=prefix,
         policy_versions=versions,
         behavior_log_probs=behavior,
         current_log_probs=current,
@@ -43,7 +43,7 @@ def rows() -> TrainRows:
 def test_against_loops() -> None:
     data = rows()
     metrics = train_metrics(data)
-    tokens = [(b, t) for b in range(5) for t in range(4) if data.prefix[b, t]]
+    tokens = [(b, t) for b in range(5) for t in range(4) if data.is_historical[b, t]]
     ratios = [math.exp(float(data.current_log_probs[i]) - float(data.behavior_log_probs[i])) for i in tokens]
     assert metrics["soup/train/prefix/tokens"] == 4
     assert metrics["soup/train/prefix/share"] == pytest.approx(4 / 11)
@@ -54,7 +54,7 @@ def test_against_loops() -> None:
     assert metrics["soup/train/prefix/lag/max"] == 2
     assert metrics["soup/train/prefix/length/mean"] == 2
     assert metrics["soup/train/prefix/entropy"] == pytest.approx(sum(float(data.entropy[i]) for i in tokens) / 4)
-    others = [(b, t) for b in range(5) for t in range(4) if data.response_mask[b, t] and not data.prefix[b, t]]
+    others = [(b, t) for b in range(5) for t in range(4) if data.response_mask[b, t] and not data.is_historical[b, t]]
     assert metrics["soup/train/continuation/entropy"] == pytest.approx(sum(float(data.entropy[i]) for i in others) / 7)
     assert metrics["soup/train/mixed/samples"] == 2
     assert metrics["soup/train/mixed/share"] == pytest.approx(0.5)  # of four samples: the padding row is none
@@ -67,22 +67,24 @@ def test_against_loops() -> None:
 
 def test_drift_says_whether_rounding_is_in_it() -> None:
     data = rows()
-    tokens = [(b, t) for b in range(5) for t in range(4) if data.prefix[b, t]]
+    tokens = [(b, t) for b in range(5) for t in range(4) if data.is_historical[b, t]]
     moved = [abs(float(data.current_log_probs[i]) - float(data.behavior_log_probs[i])) for i in tokens]
     for by_trainer, name in ((True, "drift"), (False, "drift_and_mismatch")):
         metrics = drift_metrics(data, by_trainer)
         assert metrics == pytest.approx(
             {f"soup/train/prefix/{name}/mean": sum(moved) / 4, f"soup/train/prefix/{name}/max": max(moved)}
         )
-    unmixed = drift_metrics(replace(data, prefix=torch.zeros_like(data.prefix)), True)
+    unmixed = drift_metrics(replace(data, is_historical=torch.zeros_like(data.is_historical)), True)
     assert set(unmixed.values()) == {0.0}
 
 
 def test_keys_do_not_depend_on_the_data_and_nothing_is_nan() -> None:
     data = rows()
-    unmixed = replace(data, prefix=torch.zeros_like(data.prefix))
-    empty = replace(data, prefix=torch.zeros_like(data.prefix), response_mask=torch.zeros_like(data.response_mask))
-    all_history = replace(data, prefix=data.response_mask)
+    unmixed = replace(data, is_historical=torch.zeros_like(data.is_historical))
+    empty = replace(
+        data, is_historical=torch.zeros_like(data.is_historical), response_mask=torch.zeros_like(data.response_mask)
+    )
+    all_history = replace(data, is_historical=data.response_mask)
     keys = train_metrics(data).keys()
     for case in (unmixed, empty, all_history):
         metrics = train_metrics(case)
@@ -142,7 +144,7 @@ def test_divergence_of_a_policy_from_itself_and_of_nothing() -> None:
 def test_train_metrics_measure_the_divergence_on_the_prefix_alone() -> None:
     data = rows()
     metrics = train_metrics(data)
-    on_prefix = divergence((data.current_log_probs - data.behavior_log_probs)[data.prefix])
+    on_prefix = divergence((data.current_log_probs - data.behavior_log_probs)[data.is_historical])
     assert on_prefix["kl_k3"] > 1e-3
     for key, value in on_prefix.items():
         assert metrics[f"soup/train/prefix/{key}_at_start"] == pytest.approx(value)
@@ -208,7 +210,7 @@ def aged(lags: list[int], log_ratios: list[float], own: list[bool] | None = None
     prefix = mask & ~torch.tensor([own or [False] * len(lags)])
     return TrainRows(
         response_mask=mask,
-        prefix=prefix,
+        is_historical=prefix,
         policy_versions=1000 - torch.tensor([lags]),
         behavior_log_probs=torch.full((1, len(lags)), -1.0, dtype=torch.float64),
         current_log_probs=torch.tensor([log_ratios], dtype=torch.float64) - 1.0,
@@ -264,7 +266,7 @@ def test_tokens_of_a_model_without_a_version_have_no_lag() -> None:
 
 def test_keys_of_lag_metrics_do_not_depend_on_the_data_and_nothing_is_nan() -> None:
     data = rows()
-    empty = replace(data, prefix=torch.zeros_like(data.prefix))
+    empty = replace(data, is_historical=torch.zeros_like(data.is_historical))
     assert lag_metrics(empty).keys() == lag_metrics(data).keys()
     assert set(lag_metrics(empty).values()) == {0.0}
     assert lag_metrics(data)["soup/train/lag_1/tokens"] == 2

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.loss_metrics import PREFIX, loss_sums, means_of_loss_sums
-from recipe.soup.losses.inputs import Clip, LossInputs, LossOutputs
-from recipe.soup.losses.registry import RATIOS
+from recipe.soup.algorithm.loss_metrics import PREFIX, loss_sums, means_of_loss_sums
+from recipe.soup.algorithm.losses.inputs import Clip, LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.registry import RATIOS
 
 CLIP = Clip(low=0.2, high=0.28, prefix_low=0.4, prefix_high=0.6, dual=3.0)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import agg_loss, compute_policy_loss_vanilla
 
-from recipe.soup.losses.inputs import Clip, LossInputs, LossOutputs
-from recipe.soup.losses.registry import RATIOS
+from recipe.soup.algorithm.losses.inputs import Clip, LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.registry import RATIOS
 
 CLIPS = {
     "one for both segments": Clip(0.2, 0.28, 0.2, 0.28, 3.0),

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from verl.trainer.ppo.core_algos import agg_loss
 
-from recipe.soup.losses.inputs import Clip, LossInputs
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.ratios import prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.batch import prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
+from recipe.soup.algorithm.losses.registry import RATIOS
 
 
 def random_rows(seed: int, batch: int = 5, width: int = 7) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.losses.token_weights import highest_entropy, within_second_moment
+from recipe.soup.algorithm.token_weights import highest_entropy, within_second_moment
 
 Place = tuple[int, int]
 

@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from recipe.soup.batch_refusals import MICRO_BATCHES, check_batches
-from recipe.soup.callbacks import RefuseWrongBatches
+from recipe.soup.checks.batches import MICRO_BATCHES, check_batches
+from recipe.soup.checks.callbacks import RefuseWrongBatches
 
 Compose = Callable[..., DictConfig]
 ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("actor", "ref", "rollout"))

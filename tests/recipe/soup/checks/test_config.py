@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from recipe.soup.callbacks import RefuseWrongConfig, RefuseWrongSettings
-from recipe.soup.prefixes import PrefixBank
-from recipe.soup.refusals import BANK_FILE, check_config
+from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
+from recipe.soup.checks.config import BANK_FILE, check_config
+from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.settings import parse_settings
 
 Compose = Callable[..., DictConfig]
@@ -130,7 +130,9 @@ def test_refused_of_the_twin_before_ray_starts(composed: Compose, override: str)
     with pytest.raises(SystemExit, match=f"^{re.escape(override)}: "):
         RefuseWrongSettings().on_job_start(config)
     with resources.files("recipe.soup.config.algorithm").joinpath("grpo.yaml").open() as file:
-        assert OmegaConf.load(file).hydra.callbacks.settings._target_ == "recipe.soup.callbacks.RefuseWrongSettings"
+        assert (
+            OmegaConf.load(file).hydra.callbacks.settings._target_ == "recipe.soup.checks.callbacks.RefuseWrongSettings"
+        )
 
 
 FULL = {
@@ -364,7 +366,7 @@ def test_a_check_that_breaks_stops_the_run(composed: Compose, monkeypatch: pytes
     def broken(config: object) -> None:
         raise KeyError("missing")
 
-    monkeypatch.setattr("recipe.soup.refusals.check_config", broken)
+    monkeypatch.setattr("recipe.soup.checks.config.check_config", broken)
     with pytest.raises(SystemExit, match=r"KeyError.*bug of ours"):
         RefuseWrongConfig().on_job_start(composed(*BASE))
 

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, train_rows
-from recipe.soup.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 ACTOR = "actor_rollout_ref.actor"
 SMALL = (

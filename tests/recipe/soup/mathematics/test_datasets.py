@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from recipe.soup.evaluate.benchmarks import DAPO_AFTER, DAPO_BEFORE, DATASETS, INSTRUCTION, load, load_counted
+from recipe.soup.mathematics.datasets import DAPO_AFTER, DAPO_BEFORE, DATASETS, INSTRUCTION, load, load_counted
 
 MATH500 = [
     {"problem": "What is $1+1$?", "solution": r"\boxed{2}", "answer": "2", "subject": "Algebra", "level": 1},

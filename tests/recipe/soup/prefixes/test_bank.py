@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix, PrefixBank, tokens_to_ask_for
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 
 
 def make_prefix(length: int, version: int = 0) -> Prefix:
@@ -41,7 +42,7 @@ class TestFromSampled:
     def test_weights_that_changed_meanwhile(self, length: int, runs: tuple[tuple[int, int], ...]) -> None:
         sampled = [(4, 2), (6, 2), (7, 2)]
         prefix = Prefix.from_sampled(list(range(6)), [-1.0] * 6, sampled, length, on_eos="keep")
-        assert prefix.runs == runs
+        assert prefix.version_spans == runs
         assert (len(prefix), prefix.oldest, prefix.newest) == (length, 4, runs[-1][0])
 
     @pytest.mark.parametrize("on_eos", ["keep", "cut"])
@@ -86,7 +87,7 @@ class TestFromResponse:
         prefix = Prefix.from_response(*self.RESPONSE, length=3, on_eos="keep")
         assert prefix.token_ids.tolist() == [0, 1, 2]
         assert prefix.log_probs.tolist() == [0.0, -1.0, -2.0]
-        assert prefix.runs == ((3, 2), (7, 1))
+        assert prefix.version_spans == ((3, 2), (7, 1))
         assert (prefix.versions, prefix.oldest, prefix.newest) == ([3, 3, 7], 3, 7)
         assert not prefix.complete
 
@@ -153,7 +154,10 @@ class TestBank:
                 assert before[slot].token_ids.tolist() == after[slot].token_ids.tolist()
                 assert before[slot].log_probs.tolist() == after[slot].log_probs.tolist()
                 assert after[slot].token_ids.dtype == np.int32
-                assert (before[slot].runs, before[slot].complete) == (after[slot].runs, after[slot].complete)
+                assert (before[slot].version_spans, before[slot].complete) == (
+                    after[slot].version_spans,
+                    after[slot].complete,
+                )
 
     def test_file_holds_no_pickles(self, tmp_path: Path) -> None:
         bank = PrefixBank()
@@ -165,13 +169,13 @@ class TestBank:
 
 class TestOrders:
     def test_every_sample_takes_its_own_and_nothing_is_left(self) -> None:
-        order = SeedOrder(9, [], {0: 3}, "keep")
-        orders = PromptOrders(prefixes={0: make_prefix(2)}, seeds={1: [order]})
+        order = PrefixRequest(9, [], {0: 3}, "keep")
+        orders = PromptRequests(prefixes={0: make_prefix(2)}, seeds={1: [order]})
         prefix, seeds = orders.take(0)
         assert prefix is not None
         assert seeds == []
         assert orders.take(1) == (None, [order])
-        assert orders == PromptOrders()
+        assert orders == PromptRequests()
 
     @staticmethod
     def answer(log_probs: list[float], **extra: Any) -> SimpleNamespace:
@@ -181,20 +185,24 @@ class TestOrders:
 
     def test_of_several_answers_the_most_surprising_prefix_becomes_the_seed(self) -> None:
         answers = [self.answer([-1.0, -1.0, -9.0]), self.answer([-2.0, -1.5, 0.0]), self.answer([-0.1])]
-        seed = Seed.from_answers(SeedOrder(9, [], {1: 2}, "keep", candidates=3), 1, 2, answers, [7, 8])
+        seed = SampledPrefix.from_answers(PrefixRequest(9, [], {1: 2}, "keep", candidates=3), 1, 2, answers, [7, 8])
         assert seed.prefix.log_probs.tolist() == [-2.0, -1.5]  # the token behind the prefix does not count
-        assert (seed.ordinal, seed.slot, seed.prefix.runs, seed.ended) == (9, 1, ((3, 2),), False)
+        assert (seed.ordinal, seed.slot, seed.prefix.version_spans, seed.ended) == (9, 1, ((3, 2),), False)
         assert (seed.sampled, seed.answers, seed.prompt_ids) == (7, 3, [7, 8])
-        ended = Seed.from_answers(SeedOrder(9, [], {1: 2}, "keep"), 1, 2, [answers[2], self.answer([0.0] * 3)])
+        ended = SampledPrefix.from_answers(
+            PrefixRequest(9, [], {1: 2}, "keep"), 1, 2, [answers[2], self.answer([0.0] * 3)]
+        )
         assert (ended.ended, ended.prefix.complete, ended.answers) == (True, True, 2)
 
     def test_runs_of_versions_go_before_the_last_version(self) -> None:
         answer = self.answer([-1.0] * 4, policy_runs=[(1, 2), (3, 2)])
-        assert Seed.from_answers(SeedOrder(9, [], {0: 3}, "keep"), 0, 3, [answer]).prefix.runs == ((1, 2), (3, 1))
+        assert SampledPrefix.from_answers(
+            PrefixRequest(9, [], {0: 3}, "keep"), 0, 3, [answer]
+        ).prefix.version_spans == ((1, 2), (3, 1))
 
     def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
         buffer = np.arange(100, dtype=np.int32)
-        packed = Seed(
+        packed = SampledPrefix(
             ordinal=4,
             slot=1,
             prefix=Prefix(buffer[:3], np.zeros(3, np.float32), ((5, 1), (6, 2)), True),
@@ -205,7 +213,7 @@ class TestOrders:
         ).pack()
         assert not any(isinstance(value, Prefix) for value in packed.values())
         packed["prefix"]["runs"] = [list(run) for run in packed["prefix"]["runs"]]  # what msgpack makes of tuples
-        seed = Seed.unpack(packed)
+        seed = SampledPrefix.unpack(packed)
         assert (seed.ordinal, seed.slot, seed.prefix.versions, seed.prefix.complete) == (4, 1, [5, 6, 6], True)
         assert (seed.sampled, seed.ended, seed.answers, seed.prompt_ids) == (3, True, 2, [7, 8])
         assert seed.prefix.token_ids.base is None

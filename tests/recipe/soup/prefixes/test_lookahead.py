@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix
+from recipe.soup.prefixes.lookahead import LookaheadSource
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import target_version
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.prefixes.source import FinishedSample, RunFacts
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
-from recipe.soup.sources.base import FinishedSample, RunFacts
-from recipe.soup.sources.lookahead import LookaheadSource
-from recipe.soup.sources.queue import target_version
 
 LENGTH = PrefixLengthSettings("fixed", min=1, max=2)
 
@@ -51,12 +51,14 @@ class Run:
     ) -> list[tuple[int, int | None]]:
         """One step. `early`: seeds arrive before the refill (their hosts were filtered out), rather than after it."""
         trained = list(self.take(step, self.per_step))
-        rows = [PromptOrders() for _ in trained]
+        rows = [PromptRequests() for _ in trained]
         self.source.order(step, rows)
         orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
         self.seeded = len(orders)
         prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((step - 1, 2),))
-        seeds = [Seed(order.ordinal, 0, prefix, 3, False) for order in orders if order.ordinal not in (lose or ())]
+        seeds = [
+            SampledPrefix(order.ordinal, 0, prefix, 3, False) for order in orders if order.ordinal not in (lose or ())
+        ]
         if early:
             self.source.harvest(seeds)
         trained += list(self.take(step, refill))
@@ -125,7 +127,7 @@ def assert_exact(run: Run) -> list[int]:
     for step in range(1, run.last_step + 1):
         for ordinal, version in run.step(step):
             plan = run.source.plan(ordinal, f"prompt {ordinal}")
-            wanted = target_version(step, plan.lag, run.source.settings.warm_start)
+            wanted = target_version(step, plan.steps_ahead, run.source.settings.warm_start)
             # What this step's own version would have sampled is not historical.
             assert version == (None if wanted is None or wanted >= step - 1 else wanted)
             ages += [] if version is None else [step - 1 - version]
@@ -189,7 +191,7 @@ class TestSeveral:
     """Four samples a prompt, two prompts a step; step 1 orders the prefixes of step 2."""
 
     @staticmethod
-    def start(**settings: Any) -> tuple[LookaheadSource, list[SeedOrder]]:
+    def start(**settings: Any) -> tuple[LookaheadSource, list[PrefixRequest]]:
         settings = {"lag": 1, "warm_start": "fill", "mixed_share": 1.0, "prefix_length": LENGTH, **settings}
         fetched = iter(range(0, 100, 2))
 
@@ -199,7 +201,7 @@ class TestSeveral:
 
         source = LookaheadSource(SoupSettings(**settings), RunFacts(4, 24, 0, 2, 10), fetch)
         source.take(1)
-        rows = [PromptOrders(), PromptOrders()]
+        rows = [PromptRequests(), PromptRequests()]
         source.order(1, rows)
         return source, [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
 
@@ -214,7 +216,7 @@ class TestSeveral:
         assert alone.metrics()["soup/cost/seed_requests"] == 8
         assert source.metrics()["soup/cost/seed_requests"] == 4
         source.harvest(
-            Seed.from_answers(order, slot, length, [self.answer(10 * order.ordinal + slot)])
+            SampledPrefix.from_answers(order, slot, length, [self.answer(10 * order.ordinal + slot)])
             for order in orders
             for slot, length in order.lengths.items()
         )
@@ -229,7 +231,7 @@ class TestSeveral:
         assert [(order.candidates, len(order.lengths)) for order in orders] == [(3, 4), (3, 4)]
         some = [self.answer(7, -0.5), self.answer(8, -2.0), self.answer(9, -1.0)]
         source.harvest(
-            Seed.from_answers(order, slot, length, some if slot else some[::2])  # of slot 0 the best got lost
+            SampledPrefix.from_answers(order, slot, length, some if slot else some[::2])  # of slot 0 the best got lost
             for order in orders
             for slot, length in order.lengths.items()
         )
@@ -301,17 +303,17 @@ def test_what_is_still_being_sampled_is_not_ordered_again() -> None:
     """With partial rollouts a prefix may arrive steps after it was ordered; lost or late, it is ordered once."""
     run = Run(3, "fill", last_step=10)
     run.source.take(1)
-    rows = [PromptOrders() for _ in range(run.per_step)]
+    rows = [PromptRequests() for _ in range(run.per_step)]
     run.source.order(1, rows)
     orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
     assert orders
     run.source.take(2)
-    again = [PromptOrders() for _ in range(run.per_step)]
+    again = [PromptRequests() for _ in range(run.per_step)]
     run.source.order(2, again)
     new = [order for row in again for per_sample in row.seeds.values() for order in per_sample]
     assert not {order.ordinal for order in orders} & {order.ordinal for order in new}
     prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((0, 2),))
-    run.source.harvest([Seed(orders[-1].ordinal, 0, prefix, 3, False)])
+    run.source.harvest([SampledPrefix(orders[-1].ordinal, 0, prefix, 3, False)])
     assert (orders[-1].ordinal, 0) not in run.source.in_flight
     assert run.source.bank.slots(orders[-1].ordinal) == {0}
 

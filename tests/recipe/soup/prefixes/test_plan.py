@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from recipe.soup.plan import PromptPlan, RunFacts, plan_prompt
-from recipe.soup.schedules import lag_at, value_at
+from recipe.soup.prefixes.plan import PromptPlan, RunFacts, plan_prompt
+from recipe.soup.prefixes.schedules import lag_at, value_at
 from recipe.soup.settings import ScheduleSettings, SoupSettings, parse_settings
 
 RESPONSE_LENGTH, LAST_STEP = 24, 40
@@ -172,11 +172,14 @@ class TestSameDraw:
         plans = {n: plan_prompt(settings, facts_of(), n, 12.0) for n in range(50)}
         assert {n: plan_prompt(again, facts_of(), n, 3.0) for n in reversed(range(50))} == plans
         assert {n: plan_prompt(settings, facts_of(seed=1), n, 12.0) for n in plans} != plans
-        assert len({(tuple(plan.lengths), plan.lag) for plan in plans.values()}) > 40
+        assert len({(tuple(plan.lengths), plan.steps_ahead) for plan in plans.values()}) > 40
 
     def test_how_long_responses_are_does_not_change_the_lag(self) -> None:
         settings = settings_of(**DRAWN, prefix_length={"unit": "fraction"})
-        lags = [{plan_prompt(settings, facts_of(), n, length).lag for length in (2.0, 12.0, 20.0)} for n in range(50)]
+        lags = [
+            {plan_prompt(settings, facts_of(), n, length).steps_ahead for length in (2.0, 12.0, 20.0)}
+            for n in range(50)
+        ]
         assert all(len(same) == 1 for same in lags)
 
 
@@ -267,7 +270,7 @@ class TestSchedules:
         return self.by_step(settings, lambda plan: plan.lengths)
 
     def lags(self, settings: SoupSettings) -> list[set[int]]:
-        return self.by_step(settings, lambda plan: [plan.lag])
+        return self.by_step(settings, lambda plan: [plan.steps_ahead])
 
     def test_the_share_of_mixed_samples(self) -> None:
         schedule = {"shape": "linear", "end": 1.0, "steps": 9}

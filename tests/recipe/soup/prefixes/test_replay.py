@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipe.soup.prefixes.replay import ReplaySource
+from recipe.soup.prefixes.source import FinishedSample, RunFacts, read_source
 from recipe.soup.settings import PrefixLengthSettings, ScheduleSettings, SoupSettings
-from recipe.soup.sources.base import FinishedSample, RunFacts, read_source
-from recipe.soup.sources.replay import ReplaySource
 
 PROMPTS, SAMPLES, RESPONSE_LENGTH = 6, 4, 8
 
@@ -194,6 +194,6 @@ def test_nothing_is_fetched_ahead_and_a_resumed_run_goes_on(tmp_path: Path) -> N
     resumed.fetched = stopped.source.resume_state(lambda: stopped.fetched)
     for step in range(4, 7):
         for slots, wanted in zip(resumed.step(step), expected[step - 1], strict=True):
-            assert {s: (p.token_ids.tolist(), p.runs) for s, p in slots.items()} == {
-                s: (p.token_ids.tolist(), p.runs) for s, p in wanted.items()
+            assert {s: (p.token_ids.tolist(), p.version_spans) for s, p in slots.items()} == {
+                s: (p.token_ids.tolist(), p.version_spans) for s, p in wanted.items()
             }

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.typical import TYPICAL_FILE, TypicalLengths
+from recipe.soup.prefixes.response_lengths import TYPICAL_FILE, TypicalLengths
 
 
 def test_before_the_first_step_half_of_what_is_allowed_is_guessed() -> None:

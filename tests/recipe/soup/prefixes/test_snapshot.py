@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recipe.soup.orders import PromptOrders
+from recipe.soup.prefixes.queue import target_version
+from recipe.soup.prefixes.requests import PromptRequests
+from recipe.soup.prefixes.snapshot import SnapshotSource
+from recipe.soup.prefixes.source import RunFacts
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SnapshotSettings, SoupSettings
-from recipe.soup.sources.base import RunFacts
-from recipe.soup.sources.queue import target_version
-from recipe.soup.sources.snapshot import SnapshotSource
 from verl_ext.historical_policy.snapshots import FOREIGN, Snapshot
 
 LAST_STEP = 20
@@ -93,7 +93,7 @@ def make(
 def step(source: SnapshotSource, number: int) -> set[int]:
     """One step of a trainer; the versions of the prefixes that it trains on."""
     _, prefixes = source.take(number)
-    source.order(number, [PromptOrders() for _ in prefixes])
+    source.order(number, [PromptRequests() for _ in prefixes])
     source.generated(number)
     source.updated(number)
     versions = {version for slots in prefixes for prefix in slots.values() for version in prefix.versions}
@@ -216,7 +216,7 @@ def test_one_token_more_is_asked_for_and_the_cost_is_counted(base: str) -> None:
 def prefixes_of(source: SnapshotSource) -> list[dict[int, tuple[int, float]]]:
     """For each prompt of step 3: first token and log-prob of each sample's prefix."""
     source.take(2)
-    source.order(2, [PromptOrders(), PromptOrders()])
+    source.order(2, [PromptRequests(), PromptRequests()])
     source.generated(2)
     _, prefixes = source.take(3)
     return [
@@ -265,7 +265,7 @@ def test_standalone_samples_while_the_trainer_goes_on(base: str) -> None:
     engine = Engine(slow=True)
     source = make(base, engine, placement="standalone")
     source.take(2)
-    source.order(2, [PromptOrders(), PromptOrders()])
+    source.order(2, [PromptRequests(), PromptRequests()])
     future, answers = engine.pending[-1]  # asked already
     source.generated(2)
     source.updated(2)
@@ -279,7 +279,7 @@ def test_a_failing_engine_ends_the_run(base: str) -> None:
     engine = Engine(slow=True)
     source = make(base, engine, placement="standalone")
     source.take(2)
-    source.order(2, [PromptOrders(), PromptOrders()])
+    source.order(2, [PromptRequests(), PromptRequests()])
     engine.pending[0][0].set_exception(RuntimeError("engine died"))
     with pytest.raises(RuntimeError, match="engine died"):
         source.take(3)
@@ -291,7 +291,7 @@ def test_with_refills_as_many_samples_are_mixed_as_without(base: str, placement:
     source = make(base, Engine(), lag=2, placement=placement)
     for number in range(2, 7):
         own = source.take(number)[1]
-        source.order(number, [PromptOrders() for _ in own])
+        source.order(number, [PromptRequests() for _ in own])
         refill = source.take(number)[1]
         source.generated(number)
         source.updated(number)
@@ -308,7 +308,7 @@ def test_a_resumed_run_has_the_prefixes_that_were_being_sampled(base: str, place
     for number in range(1, 5):
         step(stopped, number)
     _, prefixes = stopped.take(5)
-    stopped.order(5, [PromptOrders() for _ in prefixes])
+    stopped.order(5, [PromptRequests() for _ in prefixes])
     stopped.generated(5)
     stopped.save(tmp_path)
     resumed = make(base, Engine(), lag=2, placement=placement)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from real_run import EXACT, STARTED, RealRun, assert_exact
 
-from recipe.soup.verify import read_samples, verify
+from recipe.soup.tools.verify import read_samples, verify
 
 pytestmark = pytest.mark.real_run
 
-PARITY = Path(__file__).parents[3] / "parity_reward.py"
+PARITY = Path(__file__).parents[3] / "support" / "parity_reward.py"
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from real_run import STARTED, RealRun, assert_exact, versions_of_prefixes
 
-from recipe.soup.verify import read_samples, verify
+from recipe.soup.tools.verify import read_samples, verify
 
 pytestmark = pytest.mark.real_run
 

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from real_run import STARTED, RealRun, assert_engine_agrees, assert_exact, versions_of_prefixes
 
-from recipe.soup.prefixes import PrefixBank
-from recipe.soup.verify import read_samples, verify
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.tools.verify import read_samples, verify
 from verl_ext.health import NOTICE
 
 pytestmark = pytest.mark.real_run
 
-FLAKY = Path(__file__).parents[3] / "flaky_reward.py"
+FLAKY = Path(__file__).parents[3] / "support" / "flaky_reward.py"
 
 
 ROUGH = (

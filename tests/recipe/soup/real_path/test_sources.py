@@ -14,8 +14,8 @@ import torch
 from real_run import STARTED, RealRun, assert_exact, versions_of_prefixes
 from transformers import AutoModelForCausalLM
 
-from recipe.soup.exactness import Comparison
-from recipe.soup.verify import read_samples, verify
+from recipe.soup.tools.exactness import Comparison
+from recipe.soup.tools.verify import read_samples, verify
 
 pytestmark = pytest.mark.real_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from real_run import EXACT, STARTED, RealRun, assert_engine_agrees, assert_exact
 
-from recipe.soup.verify import verify
+from recipe.soup.tools.verify import verify
 
 pytestmark = pytest.mark.real_run
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from recipe.soup.pass_at_k import pass_at_k
+from recipe.soup.records.pass_at_k import pass_at_k
 
 
 @pytest.mark.parametrize("samples", [1, 4, 7])

@@ -11,14 +11,14 @@ import pytest
 import ray
 import yaml
 
-from recipe.soup.cli import main
-from recipe.soup.compare import execute as execution
-from recipe.soup.compare import plots
-from recipe.soup.compare.execute import execute
-from recipe.soup.compare.intervals import mean_interval, paired_interval
-from recipe.soup.compare.plots import curves
-from recipe.soup.compare.report import write_report
-from recipe.soup.compare.results import (
+from recipe.soup.records.intervals import mean_interval, paired_interval
+from recipe.soup.tools.cli import main
+from recipe.soup.tools.compare import execute as execution
+from recipe.soup.tools.compare import plots
+from recipe.soup.tools.compare.execute import execute
+from recipe.soup.tools.compare.plots import curves
+from recipe.soup.tools.compare.report import write_report
+from recipe.soup.tools.compare.results import (
     Result,
     correct_samples,
     figures,
@@ -26,8 +26,8 @@ from recipe.soup.compare.results import (
     pass_curve,
     read_result,
 )
-from recipe.soup.compare.run import read_logs
-from recipe.soup.compare.study import Run, Study, read_study
+from recipe.soup.tools.compare.run import read_logs
+from recipe.soup.tools.compare.study import Run, Study, read_study
 
 PROBLEMS, TRIES = 6, 8
 STUDY: dict[str, Any] = {

@@ -15,7 +15,7 @@ def test_more_prompts_than_one_batch_holds(tmp_path: Path, countdown_dir: Path, 
     [row] = pd.read_parquet(countdown_dir / "data/val.parquet").head(1).to_dict("records")
     long = [{"role": "user", "content": (f"{i} " + row["prompt"][0]["content"] * 30)[:200]} for i in range(64)]
     pd.DataFrame([{**row, "prompt": messages} for messages in long]).to_parquet(tmp_path / "long.parquet")
-    command = [sys.executable, "-m", "recipe.soup.cli", "eval", str(countdown_dir / "base_model")]
+    command = [sys.executable, "-m", "recipe.soup.tools.cli", "eval", str(countdown_dir / "base_model")]
     options = ["--samples", "4", "--max-tokens", "4", "--reward", "pkg://examples.countdown.reward"]
     where = ["--out", str(tmp_path / "out")]
     done = subprocess.run(

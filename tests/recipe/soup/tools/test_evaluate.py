@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.countdown.reward import compute_score
 from recipe.soup import cli
-from recipe.soup.evaluate import engine as engine_module
-from recipe.soup.evaluate.checkpoint import fingerprint, loadable
-from recipe.soup.evaluate.majority import majority_at_k
-from recipe.soup.evaluate.run import folder_of
-from recipe.soup.evaluate.samples import add_problem, facts, open_samples
-from recipe.soup.evaluate.table import measures
-from recipe.soup.problems import Problem, read_problems
+from recipe.soup.records.majority import majority_at_k
+from recipe.soup.records.problems import Problem, read_problems
+from recipe.soup.tools.evaluate import engine as engine_module
+from recipe.soup.tools.evaluate.checkpoint import fingerprint, loadable
+from recipe.soup.tools.evaluate.run import folder_of
+from recipe.soup.tools.evaluate.samples import add_problem, facts, open_samples
+from recipe.soup.tools.evaluate.table import measures
 
 COUNTDOWN = Path(__file__).parents[4] / "examples/countdown"
 VALIDATION = COUNTDOWN / "data/val.parquet"
@@ -248,7 +248,7 @@ def test_which_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.real_run
 def test_greedy_with_vllm_is_greedy_with_transformers(tmp_path: Path) -> None:
     """The command as a user types it, then the most probable answers by plain transformers."""
-    command = [sys.executable, "-m", "recipe.soup.cli", "eval", str(COUNTDOWN / "base_model")]
+    command = [sys.executable, "-m", "recipe.soup.tools.cli", "eval", str(COUNTDOWN / "base_model")]
     command += [str(VALIDATION), *REWARD, "--limit", "6", "--out", str(tmp_path)]
     subprocess.run([*command, "--samples", "1", "--temperature", "0"], check=True, timeout=240)
     rows = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()]

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from recipe.soup.cli import main
-from recipe.soup.compare import execute as execution
-from recipe.soup.compare.records import is_recorded, read_record, read_run, write_record
-from recipe.soup.compare.report import at_steps, difference_table, end_table
-from recipe.soup.compare.results import Result, figures, generated_tokens
-from recipe.soup.compare.study import Run, Study
+from recipe.soup.tools.cli import main
+from recipe.soup.tools.compare import execute as execution
+from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run, write_record
+from recipe.soup.tools.compare.report import at_steps, difference_table, end_table
+from recipe.soup.tools.compare.results import Result, figures, generated_tokens
+from recipe.soup.tools.compare.study import Run, Study
 
 STUDY: dict[str, Any] = {
     "driver": "lab",

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-import recipe.soup.show as showing
+import recipe.soup.tools.show as showing
 from recipe.soup import cli, plot
 
 METRICS = {

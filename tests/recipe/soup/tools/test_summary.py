@@ -8,9 +8,9 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from recipe.soup.callbacks import ShowResult
-from recipe.soup.metrics_file import keep_earlier_metrics, metrics_file, read_metrics
-from recipe.soup.summary import summary, validation_accuracy
+from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, read_metrics, validation_accuracy
+from recipe.soup.tools.callbacks import ShowResult
+from recipe.soup.tools.summary import summary
 
 
 def write(path: Path, entries: dict[int, dict[str, float]]) -> Path:

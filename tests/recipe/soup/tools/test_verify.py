@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from recipe.soup import verify as module
-from recipe.soup.exactness import Bounds, broken
-from recipe.soup.verify import in_batches, read_samples, verify
+from recipe.soup.tools.exactness import Bounds, broken
+from recipe.soup.tools.verify import in_batches, read_samples, verify
 
 
 def rows(step: int) -> list[dict]:

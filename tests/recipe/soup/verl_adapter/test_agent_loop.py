@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.soup.agent_loop import ORDERS_KEY, SEEDS_KEY, SoupAgentLoop, SoupAgentLoopOutput
-from recipe.soup.orders import PromptOrders, Seed, SeedOrder
-from recipe.soup.prefixes import Prefix
+from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.verl_adapter.agent_loop import SoupAgentLoop, SoupAgentLoopOutput
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 VERSION = 7
@@ -121,13 +122,13 @@ def test_without_orders_it_is_verls_loop(run: Any) -> None:
     assert len(engine.requests) == 1
     assert "max_tokens" not in engine.requests[0].sampling_params
     assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
-    assert output.as_dict()["extra_fields"][SEEDS_KEY] == []
+    assert output.as_dict()["extra_fields"][SAMPLED_KEY] == []
 
 
 @pytest.mark.parametrize("length", [1, 3, RESPONSE_LENGTH - 1])
 def test_a_prefix_is_continued_token_in_token_out(run: Any, length: int) -> None:
     engine, prefix = FakeEngine(), prefix_of(length)
-    output = run(engine, **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    output = run(engine, **{REQUESTS_KEY: PromptRequests(prefixes={0: prefix})})
     request = engine.requests[0]
     assert request.prompt_ids == output.prompt_ids + prefix.token_ids.tolist()
     assert request.sampling_params == {**SAMPLING, "max_tokens": RESPONSE_LENGTH - length}
@@ -142,7 +143,7 @@ def test_a_prefix_is_continued_token_in_token_out(run: Any, length: int) -> None
 
 def test_a_complete_prefix_is_the_whole_sample_and_nothing_is_generated(run: Any) -> None:
     engine, prefix = FakeEngine(), prefix_of(3, complete=True)
-    output = run(engine, **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    output = run(engine, **{REQUESTS_KEY: PromptRequests(prefixes={0: prefix})})
     assert engine.requests == []
     assert output.response_ids == prefix.token_ids.tolist()
     assert output.policy_versions == [4, 4, 4]
@@ -150,7 +151,7 @@ def test_a_complete_prefix_is_the_whole_sample_and_nothing_is_generated(run: Any
 
 
 def test_an_empty_prefix_is_a_pure_sample(run: Any) -> None:
-    output = run(FakeEngine(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix_of(0)})})
+    output = run(FakeEngine(), **{REQUESTS_KEY: PromptRequests(prefixes={0: prefix_of(0)})})
     assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
 
 
@@ -163,7 +164,7 @@ def test_versions_that_changed_in_the_middle_of_a_response_are_told_apart(run: A
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_versions_that_changed_behind_a_prefix_are_told_apart(run: Any, length: int) -> None:
     prefix = prefix_of(length)
-    output = run(SyncedMeanwhile(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    output = run(SyncedMeanwhile(), **{REQUESTS_KEY: PromptRequests(prefixes={0: prefix})})
     assert output.response_ids == prefix.token_ids.tolist() + [5] * (RESPONSE_LENGTH - length)
     assert output.policy_versions == [4] * length + [VERSION - 1] * 3 + [VERSION] * (RESPONSE_LENGTH - length - 3)
     assert (output.extra_fields["min_global_steps"], output.extra_fields["max_global_steps"]) == (4, VERSION)
@@ -171,24 +172,24 @@ def test_versions_that_changed_behind_a_prefix_are_told_apart(run: Any, length: 
 
 def test_a_prefix_of_several_versions_keeps_them(run: Any) -> None:
     prefix = Prefix(np.arange(2, 5, dtype=np.int32), np.zeros(3, np.float32), ((1, 2), (4, 1)))
-    output = run(SyncedMeanwhile(), **{ORDERS_KEY: PromptOrders(prefixes={0: prefix})})
+    output = run(SyncedMeanwhile(), **{REQUESTS_KEY: PromptRequests(prefixes={0: prefix})})
     assert output.policy_versions == [1, 1, 4] + [VERSION - 1] * 3 + [VERSION] * 2
     assert output.extra_fields["min_global_steps"] == 1
 
 
 def test_only_the_sample_that_was_meant_gets_the_prefix(run: Any) -> None:
-    orders = PromptOrders(prefixes={0: prefix_of(3)})
-    assert run(FakeEngine(), session_id=1, **{ORDERS_KEY: orders}).policy_versions == [VERSION] * RESPONSE_LENGTH
+    orders = PromptRequests(prefixes={0: prefix_of(3)})
+    assert run(FakeEngine(), session_id=1, **{REQUESTS_KEY: orders}).policy_versions == [VERSION] * RESPONSE_LENGTH
     assert 0 in orders.prefixes
 
 
 class TestSeeding:
     @staticmethod
-    def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep", **order: Any) -> list[Seed]:
+    def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep", **order: Any) -> list[SampledPrefix]:
         messages = [{"role": "user", "content": "1 2 3=6:"}]
-        orders = PromptOrders(seeds={0: [SeedOrder(40, messages, {0: 2, 1: 4}, on_eos, **order)]})
-        output = run(engine, **{ORDERS_KEY: orders})
-        return [Seed.unpack(packed) for packed in output.as_dict()["extra_fields"][SEEDS_KEY]]
+        orders = PromptRequests(seeds={0: [PrefixRequest(40, messages, {0: 2, 1: 4}, on_eos, **order)]})
+        output = run(engine, **{REQUESTS_KEY: orders})
+        return [SampledPrefix.unpack(packed) for packed in output.as_dict()["extra_fields"][SAMPLED_KEY]]
 
     def test_prefixes_for_the_future_come_from_todays_weights_and_settings(self, run: Any) -> None:
         engine = FakeEngine()
@@ -245,7 +246,7 @@ class TestSeeding:
     def test_weights_that_change_meanwhile_go_by_the_client_which_tells_the_versions_apart(self, run: Any) -> None:
         engine = SyncedMeanwhile()
         seeds = self.seeds(run, engine)
-        assert [seed.prefix.runs for seed in seeds] == [((VERSION - 1, 2),), ((VERSION - 1, 3), (VERSION, 1))]
+        assert [seed.prefix.version_spans for seed in seeds] == [((VERSION - 1, 2),), ((VERSION - 1, 3), (VERSION, 1))]
         assert engine.acquired == 0  # a server asked directly would not go on with an interrupted response
         assert len(engine.requests) == 3
 
@@ -260,8 +261,8 @@ class TestSeeding:
                 return await super().generate(request_id, **kwargs)
 
         messages = [{"role": "user", "content": "1 2 3=6:"}]
-        seeds = [SeedOrder(40, messages, {0: 2}, "keep"), SeedOrder(41, messages, {0: 4}, "keep")]
-        output = run(Engine(), **{ORDERS_KEY: PromptOrders(seeds={0: seeds})})
+        seeds = [PrefixRequest(40, messages, {0: 2}, "keep"), PrefixRequest(41, messages, {0: 4}, "keep")]
+        output = run(Engine(), **{REQUESTS_KEY: PromptRequests(seeds={0: seeds})})
         assert len(output.response_ids) == RESPONSE_LENGTH
         assert [seed.ordinal for seed in output.seeds] == [41]
 
@@ -276,7 +277,7 @@ class TestSeeding:
                 finished.append(request_id)
                 return await super().generate(request_id, **kwargs)
 
-        seed = SeedOrder(40, [{"role": "user", "content": "1 2 3=6:"}], {0: 2, 1: 3}, "keep")
+        seed = PrefixRequest(40, [{"role": "user", "content": "1 2 3=6:"}], {0: 2, 1: 3}, "keep")
         with pytest.raises(RuntimeError, match="host"):
-            run(Engine(), **{ORDERS_KEY: PromptOrders(seeds={0: [seed]})})
+            run(Engine(), **{REQUESTS_KEY: PromptRequests(seeds={0: [seed]})})
         assert len(finished) == 2

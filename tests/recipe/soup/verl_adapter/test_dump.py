@@ -16,9 +16,9 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from recipe.soup import trainer as trainer_module
-from recipe.soup.json_lines import read_json_lines
-from recipe.soup.marks import marked
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.marks import marked
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 from verl_ext.health import ENDED
 
 PATIENCE = 20.0  # seconds

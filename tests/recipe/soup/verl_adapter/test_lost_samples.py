@@ -14,8 +14,8 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils import tensordict_utils as tu
 
 from recipe.soup import lost_samples
-from recipe.soup.lost_samples import KEY, NOTHING_LEFT, LostSamples, TooManyLostError
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.lost_samples import KEY, NOTHING_LEFT, LostSamples, TooManyLostError
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 from verl_ext.health import ENDED, NOTICE
 
 PROMPTS, SAMPLES = 8, 8

@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_worker import COUNTDOWN, STEP, StillWorkers, Store, make_trainer, recorded
 from verl.utils.tracking import ValidationGenerationsLogger
 
-from recipe.soup.marked_samples import NOTHING, MarkedGenerations
-from recipe.soup.marks import marked
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.records.marks import marked
+from recipe.soup.verl_adapter.marked_samples import NOTHING, MarkedGenerations
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 
 @pytest.mark.parametrize(

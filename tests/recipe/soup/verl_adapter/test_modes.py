@@ -19,8 +19,8 @@ from training_worker import COUNTDOWN, STEP, StillWorkers, Store, WorkerGroup, m
 from transfer_queue import KVBatchMeta
 from transformers import AutoModelForCausalLM
 
-from recipe.soup.losses.registry import RATIOS
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -319,7 +319,7 @@ def test_constant_rewards_change_no_weight(composed: Any, store: Store) -> None:
 
 def test_two_data_parallel_ranks_give_the_gradient_of_one(tmp_path: Path, clean_environ: dict[str, str]) -> None:
     """Over gloo, by torchrun; the ranks' shares differ in tokens and prefixes."""
-    script, gradients = Path(__file__).parents[2] / "two_ranks.py", []
+    script, gradients = Path(__file__).parents[3] / "support" / "two_ranks.py", []
     overrides = ["algorithm.soup.ratio=shaped", "algorithm.soup.prefix_gradient=0.7"]
     for ranks in ("1", "2"):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]

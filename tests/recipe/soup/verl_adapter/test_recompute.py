@@ -9,13 +9,13 @@ import transfer_queue as tq
 from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
 from transformers import AutoModelForCausalLM
 
-from recipe.soup.orders import Seed
-from recipe.soup.plan import PromptPlan
-from recipe.soup.prefixes import Prefix
-from recipe.soup.recompute import recompute
-from recipe.soup.rows import SEEDS_KEY
-from recipe.soup.sources.queue import Chunk
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.names import SAMPLED_KEY
+from recipe.soup.prefixes.plan import PromptPlan
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
+from recipe.soup.prefixes.requests import SampledPrefix
+from recipe.soup.verl_adapter.recompute import recompute
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 EOS = 1
@@ -36,14 +36,16 @@ def cleared(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     monkeypatch.setattr(tq, "kv_clear", clear)
 
 
-def seeds_of(count: int) -> list[Seed]:
+def seeds_of(count: int) -> list[SampledPrefix]:
     rng = np.random.default_rng(0)
     seeds = []
     for ordinal in range(count):
         length = int(rng.integers(0, 9))
         ids = rng.integers(2, 16, size=length).astype(np.int32)
         prefix = Prefix(ids, -rng.random(length).astype(np.float32), ((STEP - 1, length),) if length else ())
-        seeds.append(Seed(ordinal, 0, prefix, length + 1, False, prompt_ids=rng.integers(2, 16, size=7).tolist()))
+        seeds.append(
+            SampledPrefix(ordinal, 0, prefix, length + 1, False, prompt_ids=rng.integers(2, 16, size=7).tolist())
+        )
     return seeds
 
 
@@ -67,7 +69,7 @@ def test_log_probs_are_the_models(
         expected = logits.double().log_softmax(-1).gather(-1, ids[len(old.prompt_ids) :, None])[:, 0].numpy()[:length]
         assert seed.prefix.log_probs == pytest.approx(expected, abs=1e-5)
         assert seed.prefix.token_ids.tolist() == old.prefix.token_ids.tolist()
-        assert seed.prefix.runs == old.prefix.runs
+        assert seed.prefix.version_spans == old.prefix.version_spans
         assert seed.prefix.log_probs.dtype == np.float32
     differences = [abs(a.prefix.log_probs - b.prefix.log_probs) for a, b in zip(seeds, new, strict=True)]
     assert mismatch == pytest.approx(np.concatenate(differences).tolist())
@@ -81,11 +83,11 @@ def test_the_bank_gets_the_trainers_log_probs_before_the_update(composed: Any, s
     trainer.source.queue.append(CHUNK)
     batch = recorded(store)
     prefix = Prefix(np.array([3, 4], dtype=np.int32), np.zeros(2, np.float32), ((STEP - 1, 2),))
-    seed = Seed(40, 0, prefix, 3, False, prompt_ids=[5, 6, 7])
-    store.rows[batch.keys[0]]["extra_fields"][SEEDS_KEY] = [seed.pack()]
+    seed = SampledPrefix(40, 0, prefix, 3, False, prompt_ids=[5, 6, 7])
+    store.rows[batch.keys[0]]["extra_fields"][SAMPLED_KEY] = [seed.pack()]
     metrics: dict = {}
     trainer._compute_old_log_prob(batch, metrics)
     kept = trainer.source.bank.take(40)[0]
-    assert kept.runs == ((STEP - 1, 2),)
+    assert kept.version_spans == ((STEP - 1, 2),)
     assert (kept.log_probs < 0).all()
     assert metrics["soup/prefix/engine_mismatch/max"] == pytest.approx(-kept.log_probs.min())

@@ -8,7 +8,7 @@ import torch
 from training_worker import COUNTDOWN, Store, WorkerGroup, make_trainer, recorded
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

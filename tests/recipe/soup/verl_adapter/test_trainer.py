@@ -23,14 +23,14 @@ from verl.trainer.ppo.utils import create_rl_sampler
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 
-from recipe.soup.agent_loop import ORDERS_KEY
-from recipe.soup.orders import PromptOrders, Seed
-from recipe.soup.plan import PromptPlan
-from recipe.soup.prefixes import Prefix
-from recipe.soup.rows import SEEDS_KEY, without_padding
-from recipe.soup.sources.base import fingerprint
-from recipe.soup.sources.queue import Chunk
-from recipe.soup.trainer import SoupTrainer
+from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
+from recipe.soup.prefixes.plan import PromptPlan
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
+from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
+from recipe.soup.prefixes.source import fingerprint
+from recipe.soup.verl_adapter.trainer import SoupTrainer
+from recipe.soup.verl_adapter.transfer_queue import without_padding
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -88,7 +88,7 @@ def test_padding_rows_are_left_alone(composed: Any, store: Store) -> None:
     first = store.rows[batch.keys[0]]
     assert first["policy_versions"][0] < STEP - 1  # a mixed sample lends its fields to the padding
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((4, 2),))
-    first["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
+    first["extra_fields"][SAMPLED_KEY] = [SampledPrefix(40, 0, prefix, 3, False).pack()]
     trainer.source.queue.append(CHUNK)
     batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
     assert len(batch) == 8
@@ -138,7 +138,7 @@ def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Sto
         rows = [row for key, row in store.rows.items() if row["uid"] == uid and key in batch.keys[:15]]
         for prefix in prefixes:
             n = len(prefix)
-            several += len(prefix.runs) > 1
+            several += len(prefix.version_spans) > 1
             assert any(
                 row["responses"][:n].tolist() == prefix.token_ids.tolist()
                 and row["policy_versions"][:n].tolist() == prefix.versions
@@ -157,8 +157,10 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
     uid = batch.keys[0].split("_")[0]
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((4, 2),))
     for key in batch.keys[:2]:
-        store.rows[key]["extra_fields"][SEEDS_KEY] = [Seed(40, 0, prefix, 3, False).pack()]
-    store.rows[batch.keys[1]]["extra_fields"][SEEDS_KEY] = [Seed(31, 0, prefix, 3, False).pack()]  # trained on already
+        store.rows[key]["extra_fields"][SAMPLED_KEY] = [SampledPrefix(40, 0, prefix, 3, False).pack()]
+    store.rows[batch.keys[1]]["extra_fields"][SAMPLED_KEY] = [
+        SampledPrefix(31, 0, prefix, 3, False).pack()
+    ]  # trained on already
     replay_buffer = trainer._build_replay_buffer()
     replay_buffer.partitions["train"] = dict(zip(batch.keys, batch.tags, strict=True))
     replay_buffer._clear_groups("train", {uid})
@@ -186,7 +188,7 @@ def test_validation_carries_no_prefixes(composed: Any, store: Store, monkeypatch
     trainer.agent_loop_manager = SimpleNamespace(generate_sequences=generate_sequences)
     with pytest.raises(Reached):
         trainer._validate()
-    assert ORDERS_KEY not in seen[0]
+    assert REQUESTS_KEY not in seen[0]
 
 
 def test_the_source_learns_of_weights_and_validations_in_verls_order(
@@ -232,10 +234,10 @@ class TestPrompts:
         loader.state_dict = partial(trainer.source.resume_state, trainer._loader_state)
         return trainer
 
-    def step(self, trainer: Any, step: int) -> tuple[list[int], list[PromptOrders]]:
+    def step(self, trainer: Any, step: int) -> tuple[list[int], list[PromptRequests]]:
         trainer.global_steps = step
         batch = trainer._next_train_batch()
-        return batch["index"].tolist(), list(batch[ORDERS_KEY])
+        return batch["index"].tolist(), list(batch[REQUESTS_KEY])
 
     def test_seeds_ride_on_the_batch_and_come_back_as_prefixes(self, trainer: Any) -> None:
         indexes, orders = self.step(trainer, 1)
@@ -287,14 +289,14 @@ class TestPrompts:
         self.step(trainer, 1)
         refill = trainer._next_train_batch(4)
         assert refill["index"].tolist() == [4, 5, 6, 7]
-        assert all(not order.seeds for order in refill[ORDERS_KEY])
+        assert all(not order.seeds for order in refill[REQUESTS_KEY])
 
     def test_only_numbers_travel_besides_the_messages(self, trainer: Any) -> None:
         _, orders = self.step(trainer, 1)
         for order in orders:
             for sample in range(4):
                 order.take(sample)
-        assert all(order == PromptOrders() for order in orders)
+        assert all(order == PromptRequests() for order in orders)
 
 
 def test_registered_advantage_is_grpos(composed: Any) -> None:

@@ -11,8 +11,8 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from recipe.soup.trainer import SoupTrainer
-from recipe.soup.validation import pass_metrics
+from recipe.soup.verl_adapter.trainer import SoupTrainer
+from recipe.soup.verl_adapter.validation import pass_metrics
 
 
 def test_every_choice_of_k_samples() -> None:

@@ -1,0 +1,11 @@
+"""Names that verl's registries, configs and fields know us by."""
+
+AGENT_NAME = "soup_agent"
+"""Of the agent loop."""
+TRAINER_MODE = "soup"
+ASYNC_TRAINER_MODE = "soup_colocate_async"
+"""Values of `trainer.v1.trainer_mode`."""
+REQUESTS_KEY = "soup_requests"
+"""Field of a prompt: what its samples continue, and which prefixes they sample for later prompts."""
+SAMPLED_KEY = "soup_sampled"
+"""In `extra_fields` of a sample: the prefixes that it leaves for later steps."""

@@ -1,0 +1,102 @@
+"""A historical prefix, and how it is cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first tokens of a response, as past policies sampled them.
+
+    Attributes:
+        token_ids: int32, shape (length,).
+        log_probs: float32, shape (length,); natural log, at the rollout's temperature, under the policy that sampled.
+        version_spans: (version, tokens) of each span of tokens that one policy sampled, in order. A version is the
+            number of updates that made the policy; -1 is a policy of another run.
+        complete: the last token ended the response, so nothing is left to continue.
+    """
+
+    token_ids: np.ndarray
+    log_probs: np.ndarray
+    version_spans: tuple[tuple[int, int], ...]
+    complete: bool = False
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def versions(self) -> list[int]:
+        """The version that sampled each token."""
+        return [version for version, tokens in self.version_spans for _ in range(tokens)]
+
+    @property
+    def oldest(self) -> int:
+        """The smallest version; of an empty prefix, 0."""
+        return min((version for version, _ in self.version_spans), default=0)
+
+    @property
+    def newest(self) -> int:
+        """The largest version; of an empty prefix, 0."""
+        return max((version for version, _ in self.version_spans), default=0)
+
+    @property
+    def surprise(self) -> float:
+        """Mean -log-prob of its tokens, in nats: an estimate of the entropy along it. Of an empty prefix, 0."""
+        return -float(self.log_probs.mean()) if len(self) else 0.0
+
+    @classmethod
+    def from_sampled(
+        cls,
+        token_ids: list[int],
+        log_probs: list[float],
+        version_spans: Sequence[tuple[int, int]],
+        length: int,
+        on_eos: str,
+    ) -> "Prefix":
+        """Cut a prefix of `length` tokens out of what the engine returned for `tokens_to_ask_for(length)`.
+
+        The extra token is what tells an end apart: an engine that stopped at or before `length` did so by its own
+        stop rule, whichever token that was; one that went on did not end within the prefix. (verl reports the same
+        stop reason for both, and a model may have several end tokens.)
+
+        Args:
+            version_spans: (version, tokens) of each span of tokens that one policy sampled, in order.
+            on_eos: `keep` the end token, which makes the prefix a complete sample, or `cut` it.
+        """
+        ids, values = np.asarray(token_ids), np.asarray(log_probs)
+        versions = np.repeat([version for version, _ in version_spans], [tokens for _, tokens in version_spans])
+        return cls.from_response(ids, values, versions, length, on_eos)
+
+    @classmethod
+    def from_response(
+        cls, token_ids: np.ndarray, log_probs: np.ndarray, versions: np.ndarray, length: int, on_eos: str
+    ) -> "Prefix":
+        """Cut a prefix of at most `length` tokens out of a finished response.
+
+        A response that is not longer than `length` is taken whole: its last token is its end.
+
+        Args:
+            token_ids, log_probs, versions: shape (response_length,), of a response with one token or more.
+            on_eos: `keep` the end token, which makes the prefix a complete sample, or `cut` it.
+        """
+        ended = len(token_ids) <= length
+        kept = len(token_ids) - 1 if ended and on_eos == "cut" else min(len(token_ids), length)
+        return cls(
+            token_ids=np.array(token_ids[:kept], dtype=np.int32),
+            log_probs=np.array(log_probs[:kept], dtype=np.float32),
+            version_spans=tuple(
+                (int(version), sum(1 for _ in run)) for version, run in groupby(versions[:kept].tolist())
+            ),
+            complete=ended and on_eos == "keep",
+        )
+
+
+def tokens_to_ask_for(length: int, response_length: int) -> int:
+    """For a prefix of `length` tokens: one more, which tells whether it ended by itself (`Prefix.from_sampled`).
+
+    A whole response has no further token.
+    """
+    return min(length + 1, response_length)
