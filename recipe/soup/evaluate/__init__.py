@@ -1,0 +1,1 @@
+"""Older names, which users' configs hold."""
