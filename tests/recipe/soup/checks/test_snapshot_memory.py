@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from recipe.soup import snapshot_memory
+from recipe.soup.checks import snapshot_memory
 from recipe.soup.checks.config import check_config
 from recipe.soup.checks.snapshot_memory import engine_overrides, gpu_bytes, parameters, trainer_bytes
 from recipe.soup.settings import parse_settings

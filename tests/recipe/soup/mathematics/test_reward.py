@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
+from recipe.soup.mathematics import reward as math_reward
 from recipe.soup.mathematics.boxed import LONGEST, last_box
 from recipe.soup.mathematics.reward import LONGEST_PRED, TAIL, Grader, compute_score
-from recipe.soup.tools.evaluate import math_reward
 
 
 def grade(response: str, truth: str) -> tuple[float, str]:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.countdown.reward import compute_score
-from recipe.soup import cli
 from recipe.soup.records.majority import majority_at_k
 from recipe.soup.records.problems import Problem, read_problems
+from recipe.soup.tools import cli
 from recipe.soup.tools.evaluate import engine as engine_module
 from recipe.soup.tools.evaluate.checkpoint import fingerprint, loadable
 from recipe.soup.tools.evaluate.run import folder_of

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import recipe.soup.tools.show as showing
-from recipe.soup import cli, plot
+from recipe.soup.tools import cli, plot
 
 METRICS = {
     "val-core/countdown/acc/mean@16": 0.25,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recipe.soup import verify as module
+from recipe.soup.tools import verify as module
 from recipe.soup.tools.exactness import Bounds, broken
 from recipe.soup.tools.verify import in_batches, read_samples, verify
 

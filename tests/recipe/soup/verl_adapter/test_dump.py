@@ -15,9 +15,9 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from recipe.soup import trainer as trainer_module
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.marks import marked
+from recipe.soup.verl_adapter import trainer as trainer_module
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from verl_ext.health import ENDED
 

@@ -13,7 +13,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils import tensordict_utils as tu
 
-from recipe.soup import lost_samples
+from recipe.soup.verl_adapter import lost_samples
 from recipe.soup.verl_adapter.lost_samples import KEY, NOTHING_LEFT, LostSamples, TooManyLostError
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from verl_ext.health import ENDED, NOTICE
