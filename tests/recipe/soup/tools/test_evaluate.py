@@ -21,7 +21,7 @@ from recipe.soup.records.majority import majority_at_k
 from recipe.soup.records.problems import Problem, read_problems
 from recipe.soup.tools import cli
 from recipe.soup.tools.evaluate import engine as engine_module
-from recipe.soup.tools.evaluate.checkpoint import fingerprint, loadable
+from recipe.soup.tools.evaluate.checkpoint import weights_fingerprint, loadable
 from recipe.soup.tools.evaluate.run import folder_of
 from recipe.soup.tools.evaluate.samples import add_problem, facts, open_samples
 from recipe.soup.tools.evaluate.table import measures
@@ -230,10 +230,10 @@ def test_which_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert loadable(str(actor.parent)) == str(actor / "merged")  # what the first attempt left is not loaded
     monkeypatch.setattr(subprocess, "run", None)
     assert loadable(str(actor)) == str(actor / "merged")
-    before = fingerprint(str(actor.parent))
+    before = weights_fingerprint(str(actor.parent))
     (actor / "huggingface/model.safetensors").touch()
     assert loadable(str(actor.parent)) == str(actor / "huggingface")
-    assert fingerprint(str(actor.parent)) != before
+    assert weights_fingerprint(str(actor.parent)) != before
     # Another run wrote its shards here; what belongs to the first run is no longer loaded.
     os.utime(actor / "model_world_size_1_rank_0.pt", (2e9, 2e9))
     monkeypatch.setattr(subprocess, "run", merge)
