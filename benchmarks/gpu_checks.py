@@ -26,7 +26,7 @@ from benchmarks.gpu_results import NO_GPU, Check, card, packages, render
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 LOGS = ROOT / "runs" / "gpu"
-MARK = "== result\n"
+MARK = "== result"
 """The line of a check's output behind which its figures stand."""
 TAIL = 60
 """Lines of a failed check's log that are kept."""
@@ -79,9 +79,15 @@ def _end_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def lines_of(log: Path) -> list[str]:
+    """The log's lines, without what progress bars wrote: they draw themselves anew behind a carriage return."""
+    return [line for line in log.read_bytes().decode(errors="replace").split("\n") if "\r" not in line]
+
+
 def figures(log: Path) -> str:
     """What stands behind the mark, if it is there."""
-    return log.read_text(errors="replace").partition(MARK)[2].strip()
+    lines = lines_of(log)
+    return "\n".join(lines[lines.index(MARK) + 1 :]).strip() if MARK in lines else ""
 
 
 def run_all(checks: Sequence[Check], results: Path, seconds: float, script: Path, overrides: Sequence[str]) -> None:
@@ -108,8 +114,8 @@ def run_all(checks: Sequence[Check], results: Path, seconds: float, script: Path
         took = time.monotonic() - began
         print(f"{check.name}: {problem or 'done'} ({took:.0f} s)", flush=True)
         if problem:
-            tail = log.read_text(errors="replace").splitlines()[-TAIL:]
-            failure.write_text("\n".join([f"{shlex.join(command)}: {problem}", card(), "", *tail]) + "\n")
+            tail = "\n".join(lines_of(log)[-TAIL:])
+            failure.write_text(f"{shlex.join(command)}: {problem}\n{card()}\n\n{tail.rstrip()}\n")
         else:
             shown = shlex.join(["benchmarks/gpu.sh", *check.arguments, *overrides])
             facts = {"check": check.name, "proves": check.proves, "command": shown, "card": card()}

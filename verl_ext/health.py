@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -79,15 +80,19 @@ def _not_dead(_: Any) -> bool:
 
 
 def transfer_queue_actors(config: Any) -> dict[str, Any]:
-    """TransferQueue's controller and storage units by name, in the process that started them.
+    """TransferQueue's controller and storage units by name, those that this run started.
 
     Args:
         config: verl's `transfer_queue`; another storage than `SimpleStorage` has no actors that can be asked.
     """
-    actors = {"TransferQueue controller": ray.get_actor("TransferQueueController", namespace="transfer_queue")}
+    places = {"TransferQueue controller": ("TransferQueueController", "transfer_queue")}
     if config.backend.storage_backend == "SimpleStorage":
-        for i in range(config.backend.SimpleStorage.num_data_storage_units):
-            actors[f"TransferQueue storage unit {i}"] = ray.get_actor(f"TransferQueueStorageUnit#{i}")
+        units = range(config.backend.SimpleStorage.num_data_storage_units)
+        places |= {f"TransferQueue storage unit {i}": (f"TransferQueueStorageUnit#{i}", None) for i in units}
+    actors = {}
+    for name, (actor, namespace) in places.items():
+        with suppress(ValueError):  # not there by this name: another run's on this Ray cluster
+            actors[name] = ray.get_actor(actor, namespace=namespace)
     return actors
 
 

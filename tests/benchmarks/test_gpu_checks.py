@@ -17,7 +17,7 @@ SCRIPT = """#!/usr/bin/env bash
 echo "noise of $*"
 echo "$1" >> {folder}/started
 case $1 in
-good*|cost) echo "== result"; echo "| steps | reward |" ;;
+good*|cost) echo "== result"; printf '\\rLoading 10%%\\rLoading 100%%\\n' >&2; echo "| steps | reward |" ;;
 fails) seq 200; [ -e {folder}/mended ] || exit 3; echo "== result"; echo mended ;;
 silent) ;;
 endless) sleep 600 & echo $! > {folder}/child; wait ;;

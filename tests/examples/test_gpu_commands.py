@@ -183,7 +183,7 @@ def filled(call: list[str], workplace: Workplace, composed: Compose) -> tuple[li
     overrides = [override for override in call if "=..." not in override and not override.startswith("hydra.")]
     notes: list[str] = []
     for key, placeholder in THE_USERS.items():
-        value = given.get(key, OmegaConf.select(known, key))
+        value = str(given.get(key, OmegaConf.select(known, key)))
         if value == "..." or value == OmegaConf.select(defaults, key):
             value = placeholder if key == MODEL else str(workplace.data / f"{placeholder}.parquet")
         if key == MODEL and not Path(value).exists():
@@ -222,7 +222,7 @@ def prompt_is_built(config: DictConfig, tokenizer: Any, model_type: str) -> dict
     )
     with redirect_stdout(StringIO()):
         for files, train in ((config.data.train_files, True), (config.data.val_files, False)):
-            dataset = create_rl_dataset(files, config.data, tokenizer, None, is_train=train, max_samples=4)
+            dataset: Any = create_rl_dataset(files, config.data, tokenizer, None, is_train=train, max_samples=4)
             assert len(dataset) > 0
     row = dataset[0]
     builder = create_continuous_token_builder(tokenizer, hf_model_type=model_type)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transfer_queue as tq
 import verl.trainer.ppo.v1.agent_loop_tq as agent_loop_tq
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -28,7 +29,7 @@ def run_prompt(error: Exception) -> list[str]:
     worker = SimpleNamespace(config=config, _run_agent_loop=run_agent_loop)
     cls: Any = agent_loop_tq.AgentLoopWorkerTQ
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent_loop_tq.tq, "async_kv_put", put)
+        patch.setattr(tq, "async_kv_put", put)
         run: Any = cls.__ray_metadata__.modified_class._run_prompt
         asyncio.run(run(worker, {"uid": "u"}, {}, trajectory={"validate": False}))
     return statuses

@@ -129,7 +129,7 @@ def test_weights_are_sent_in_the_trainers_data_type_and_rounded_by_the_engine() 
 def test_every_training_worker_is_asked_for_the_shards_of_a_snapshot() -> None:
     """`verl_ext.historical_policy.taking` gives one argument a worker, and gets references at once."""
     how = getattr(ActorRolloutRefWorker.execute_checkpoint_engine, MAGIC_ATTR)
-    assert how["dispatch_mode"] == Dispatch.DP_COMPUTE
+    assert how["dispatch_mode"] == cast(Any, Dispatch).DP_COMPUTE
     assert not how["blocking"]
 
 

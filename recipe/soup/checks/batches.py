@@ -5,13 +5,14 @@ verl looks at these in its workers, minutes later, or never. What it refuses at 
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.checks.losses import ESTIMATORS
 from recipe.soup.errors import refuse
 
 ACTOR = "actor_rollout_ref.actor"
 REF = "actor_rollout_ref.ref"
 ROLLOUT = "actor_rollout_ref.rollout"
-WITHOUT_GROUPS = ("gae", "reinforce_plus_plus", "remax")
-"""verl's estimators that compare a sample with something else than its group."""
+GROUP_ESTIMATORS = (*ESTIMATORS, "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
+"""verl's that compare a sample with its group; of a user's own we know nothing."""
 PADDING_ROW = 128
 """Tokens of the rows with which verl fills a batch up where samples are missing."""
 MICRO_BATCHES = (
@@ -54,7 +55,7 @@ def check_groups(config: DictConfig) -> None:
         SystemExit: one sample a prompt, or samples that are all the same.
     """
     estimator, rollout = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout
-    if estimator in WITHOUT_GROUPS:
+    if estimator not in GROUP_ESTIMATORS:
         return
     if rollout.n < 2:
         why = f"algorithm.adv_estimator={estimator} compares the samples of a prompt, and alone a sample's advantage is"

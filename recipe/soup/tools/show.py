@@ -13,10 +13,10 @@ from recipe.soup.errors import refuse
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.marks import CLOSE, OPEN
 
-EXAMPLES = """examples:
+EXAMPLES = r"""examples:
   soup show runs/countdown/soup
   soup show runs/countdown/soup --step 10 --count 5 --all
-  soup show runs/smollm2/soup --count 6 --brief --svg samples.svg
+  soup show runs/smollm2/soup --brief --match '^.*= \d+$' --svg samples.svg
 """
 HISTORY = "black on yellow"
 WIDTH = 80
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=20, help="samples to show (default 20)")
     parser.add_argument("--step", type=int, help="of this step only (default: newest first)")
     parser.add_argument("--all", action="store_true", help="also those without a historical prefix")
+    parser.add_argument("--match", metavar="REGEX", help="only responses in which it is found, ⟦history⟧ in brackets")
     parser.add_argument("--brief", action="store_true", help="of a chat only the last question, and no empty lines")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw what would be printed")
 
@@ -73,6 +74,10 @@ def show(args: argparse.Namespace) -> None:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"
         raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")
     drawn = {"record": True, "file": io.StringIO(), "width": WIDTH} if args.svg else {}
+    try:
+        found = re.compile(args.match or "").search
+    except re.error as error:
+        raise refuse("--match", args.match, f"no regular expression ({error}).") from None
     console = Console(highlight=False, **drawn)
     brackets = console.color_system is None  # a pipe, or a terminal without colours, or a picture
     console.print(
@@ -83,13 +88,14 @@ def show(args: argparse.Namespace) -> None:
         for sample in read_json_lines(path):
             if "marked" not in sample:
                 raise refuse("run", path, "was written by another trainer than ours, and does not tell its prefixes.")
-            if left and (args.all or sample["prefix_length"]):
+            if left and (args.all or sample["prefix_length"]) and found(sample["marked"]):
                 console.print(coloured(sample, brackets, args.brief))
                 left -= 1
         if not left:
             break
     if left == args.count and left and not args.all:
-        console.print("No sample here has a historical prefix; --all shows the others.")
+        what = f" and {args.match}" if args.match else ""
+        console.print(f"No sample here has a historical prefix{what}; --all shows the others.", markup=False)
     if args.svg:
         args.svg.parent.mkdir(parents=True, exist_ok=True)
         # Without the fonts that it would fetch: any of fixed width does.

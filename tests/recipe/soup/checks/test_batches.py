@@ -79,6 +79,7 @@ def test_refused(composed: Compose, algorithm: str, overrides: str, refused: str
     [
         f"{ROLLOUT}.n=2",
         f"{ROLLOUT}.n=1 algorithm.adv_estimator=reinforce_plus_plus",
+        f"{ROLLOUT}.n=1 algorithm.adv_estimator=of_the_users_own",
         f"{BATCH} {FIXED} {ROLLOUT}.log_prob_micro_batch_size_per_gpu=16",
         f"{BATCH} {ROLLOUT}.n=4 trainer.nnodes=4",
         f"{ACTOR}.ppo_max_token_len_per_gpu=1024 {ROLLOUT}.max_model_len=1024",

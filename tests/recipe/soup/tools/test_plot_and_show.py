@@ -175,6 +175,16 @@ def test_of_a_chat_only_the_question_where_it_is_to_be_brief(
     assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out  # no chat
 
 
+def test_only_what_matches(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(showing, "Console", partial(Console, color_system=None))
+    soup(monkeypatch, "show", run, "--match", r"⟧=\d$")
+    assert "⟦3+\n5⟧=8" in capsys.readouterr().out
+    soup(monkeypatch, "show", run, "--match", r"⟧=\d\d")
+    assert "No sample here has a historical prefix and ⟧=" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--match=\\[: no regular expression"):
+        soup(monkeypatch, "show", run, "--match", "[")
+
+
 def test_no_prefixes_are_said_to_be_none(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
