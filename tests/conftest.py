@@ -1,9 +1,7 @@
 """Fixtures that several test folders share."""
 
-import copy
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 # Before anything imports verl, which fixes its platform then. Processes that the tests start decide for themselves.
@@ -11,9 +9,8 @@ os.environ["VERL_PLATFORM"] = "cpu"
 
 import hypothesis
 import pytest
-from hydra import compose, initialize_config_module
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from compose import compose_config
+from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,25 +36,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def countdown_dir() -> Path:
     return ROOT / "examples" / "countdown"
-
-
-@cache
-def _compose(overrides: tuple[str, ...]) -> DictConfig:
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=list(overrides))
-
-
-def compose_config(*overrides: str) -> DictConfig:
-    """verl's config with our groups, as `python -m verl.trainer.main_ppo` composes it.
-
-    What chooses groups or adds keys is composed once by Hydra, which takes a third of a second; values come later.
-    """
-    parsed = [(text, OverridesParser.create().parse_override(text)) for text in overrides]
-    changes = [override for _, override in parsed if "." in override.key_or_group and not override.is_add()]
-    config = copy.deepcopy(_compose(tuple(text for text, override in parsed if override not in changes)))
-    for override in changes:
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return config
 
 
 @pytest.fixture(scope="session")

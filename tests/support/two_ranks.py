@@ -10,7 +10,7 @@ os.environ.update(VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda", RAY_LOCAL_WORL
 
 import torch
 import transfer_queue as tq
-from conftest import compose_config
+from compose import compose_config
 from training_worker import COUNTDOWN, Store, WorkerGroup, make_trainer, recorded
 from transfer_queue import KVBatchMeta
 

@@ -157,7 +157,7 @@ def with_lengths(lengths: list[int], entropy: torch.Tensor) -> TrainRows:
     mask = torch.arange(entropy.size(1)) < torch.tensor(lengths)[:, None]
     return TrainRows(
         response_mask=mask,
-        prefix=torch.zeros_like(mask),
+        is_historical=torch.zeros_like(mask),
         policy_versions=torch.zeros(entropy.shape, dtype=torch.long),
         behavior_log_probs=torch.zeros_like(entropy),
         current_log_probs=torch.zeros_like(entropy),

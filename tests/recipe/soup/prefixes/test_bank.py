@@ -212,7 +212,9 @@ class TestOrders:
             prompt_ids=[7, 8],
         ).pack()
         assert not any(isinstance(value, Prefix) for value in packed.values())
-        packed["prefix"]["runs"] = [list(run) for run in packed["prefix"]["runs"]]  # what msgpack makes of tuples
+        packed["prefix"]["version_spans"] = [
+            list(run) for run in packed["prefix"]["version_spans"]
+        ]  # what msgpack makes of tuples
         seed = SampledPrefix.unpack(packed)
         assert (seed.ordinal, seed.slot, seed.prefix.versions, seed.prefix.complete) == (4, 1, [5, 6, 6], True)
         assert (seed.sampled, seed.ended, seed.answers, seed.prompt_ids) == (3, True, 2, [7, 8])

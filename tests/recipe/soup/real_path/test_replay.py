@@ -12,10 +12,11 @@ pytestmark = pytest.mark.real_run
 
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """24 prompts, eight a step: they come again every third step. Not with the default ratio."""
+    """24 prompts, eight a step: they come again every third step. Not with the default ratio, and with a KL loss."""
     overrides = ["algorithm.soup.source=replay", "algorithm.soup.mixed_share=0.75", "data.train_max_samples=24"]
     overrides += ["trainer.total_epochs=100", "trainer.total_training_steps=9", "algorithm.soup.prefix_length.max=16"]
     overrides += ["algorithm.soup.ratio=shaped", "algorithm.soup.behavior_log_probs=trainer"]
+    overrides += ["actor_rollout_ref.actor.use_kl_loss=true"]
     run = RealRun(tmp_path_factory.mktemp("replay"), clean_environ, "algorithm=soup", *overrides)
     assert run.finish(STARTED) == 0, run.log[-4000:]
     return run
@@ -48,3 +49,8 @@ def test_a_shaped_ratio_has_no_clip_on_the_prefix_and_gradients_flow(replay: Rea
         clips = [metrics[f"soup/loss/prefix/clip_fraction/{side}"] for side in ("low", "high", "dual")]
         assert clips == [0, 0, 0]
         assert metrics["soup/train/lag_2_to_3/tokens"] > 0 or step <= 3
+
+
+def test_the_kl_loss_grows_from_zero_as_the_policy_leaves_its_reference(replay: RealRun) -> None:
+    losses = [metrics["actor/kl_loss"] for metrics in replay.metrics("soup").values()]
+    assert 0 < losses[0] < losses[-1]

@@ -21,7 +21,7 @@ from recipe.soup.records.majority import majority_at_k
 from recipe.soup.records.problems import Problem, read_problems
 from recipe.soup.tools import cli
 from recipe.soup.tools.evaluate import engine as engine_module
-from recipe.soup.tools.evaluate.checkpoint import weights_fingerprint, loadable
+from recipe.soup.tools.evaluate.checkpoint import loadable, weights_fingerprint
 from recipe.soup.tools.evaluate.run import folder_of
 from recipe.soup.tools.evaluate.samples import add_problem, facts, open_samples
 from recipe.soup.tools.evaluate.table import measures
