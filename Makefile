@@ -39,7 +39,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 	$(RUN) algorithm=grpo $(ARGS)
 
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
-	$(BIN)/soup compare examples/countdown/studies/first.yaml --jobs 2
+	$(BIN)/soup-verl compare examples/countdown/studies/first.yaml --jobs 2
 
 test: check ## every check and test (about 18 minutes on two cores)
 	$(PYTEST) -m "not real_model"

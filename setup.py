@@ -32,7 +32,8 @@ setup(
         "dev": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
-        "console_scripts": ["soup = recipe.soup.tools.cli:main"],
+        # Two names for one command: the package soup-cli on PyPI installs a `soup` as well.
+        "console_scripts": ["soup-verl = recipe.soup.tools.cli:main", "soup = recipe.soup.tools.cli:main"],
         # Loaded by every process that imports verl: the driver, Ray workers and vLLM workers.
         "verl.plugins": ["verl_ext = verl_ext.plugin"],
         # Packages of Hydra config groups, appended to verl's search path.

@@ -75,7 +75,7 @@ exact)
         data.train_max_samples=$data_size trainer.total_epochs=$epochs trainer.total_training_steps=6 \
         trainer.save_freq=1 "$actor.checkpoint.save_contents=[hf_model]" "$@"
     echo "== result"
-    python -m recipe.soup.tools.verify --samples "$run/samples" --checkpoints "$run/checkpoints" --base-model "$model" \
+    python -m recipe.soup.verify --samples "$run/samples" --checkpoints "$run/checkpoints" --base-model "$model" \
         --mean 2e-5 --largest 2e-4 --apart 1e-2
     ;;
 log-probs)

@@ -1,6 +1,8 @@
-"""`python -m recipe.soup.verify`, the older name of `soup verify`."""
+"""`python -m recipe.soup.verify`: an older name of `soup-verl verify`, which users' scripts may have."""
 
-from recipe.soup.tools.verify import main  # noqa: TID251  # an older name of it
+import sys
+
+from recipe.soup.tools.cli import main  # noqa: TID251  # an older name of it
 
 if __name__ == "__main__":
-    main()
+    main(["verify", *sys.argv[1:]])

@@ -86,7 +86,7 @@ def test_exact_is_judged_with_bounds_and_other_versions_apart(source: str, calls
     called = calls("exact", source)
     assert "precision=fp32" in the_run(called)
     verify = called[-1]
-    assert verify[1] == "recipe.soup.tools.verify"
+    assert verify[1] == "recipe.soup.verify"
     assert verify[-6:] == ["--mean", "2e-5", "--largest", "2e-4", "--apart", "1e-2"]
 
 

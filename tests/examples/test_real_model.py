@@ -69,7 +69,7 @@ def test_a_text_ends_where_the_model_ends_it() -> None:
 def test_every_token_entered_the_loss_under_the_policy_that_sampled_it(run: RealRun) -> None:
     where = ["--samples", str(run.samples), "--checkpoints", str(run.checkpoints), "--base-model", f"{BUILT}/model"]
     bounds = ["--mean", "2e-5", "--largest", "2e-4"]
-    assert "exact: all bounds are kept" in call("recipe.soup.tools.verify", *where, *bounds).stdout
+    assert "exact: all bounds are kept" in call("recipe.soup.tools.cli", "verify", *where, *bounds).stdout
 
 
 def test_half_of_the_samples_are_mixed_and_each_token_has_its_version(run: RealRun) -> None:

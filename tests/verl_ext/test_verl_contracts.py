@@ -157,7 +157,7 @@ def test_verl_pins_the_weights_of_an_engine_that_only_reads_them() -> None:
 
 
 def test_vllm_gets_a_seed_for_each_request_only_for_full_determinism() -> None:
-    """Why training never meets what `soup eval` avoids on a CPU: a seeded request's generator turned back."""
+    """Why training never meets what `soup-verl eval` avoids on a CPU: a seeded request's generator turned back."""
     source = inspect.getsource(vLLMHttpServer.generate)
     assert source.count('"seed"') == 1
     condition, _ = source[: source.index('"seed"')].splitlines()[-2:]

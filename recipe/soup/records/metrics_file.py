@@ -7,6 +7,7 @@ from statistics import mean
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.errors import refuse
 from recipe.soup.records.json_lines import read_json_lines
 
 
@@ -18,6 +19,18 @@ def metrics_file(config: DictConfig) -> Path:
         return Path(path)
     root = Path(environ.get("VERL_FILE_LOGGER_ROOT", ".")).expanduser()
     return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
+
+
+def metrics_of(run: Path) -> Path:
+    """Find the metrics of a run that is named by its metrics file or by its folder.
+
+    Raises:
+        SystemExit: there are none; the sentence says how a run writes them.
+    """
+    for path in (run, run.parent / f"{run.name}.jsonl", run / "metrics.jsonl"):
+        if path.is_file():
+            return path
+    raise refuse("run", run, "no metrics there; a run writes them with trainer.logger=[console,file].")
 
 
 def earlier_metrics(path: Path) -> Path:

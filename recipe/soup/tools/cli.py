@@ -1,38 +1,43 @@
-"""The console command `soup`."""
+"""The console command `soup-verl`; `soup` is its older name."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Sequence
+from pkgutil import resolve_name
 
-import recipe.soup.tools.compare.run as comparing
-import recipe.soup.tools.evaluate.run as evaluating
-import recipe.soup.tools.plot as plotting
-import recipe.soup.tools.show as showing
-
-COMMANDS: dict[str, tuple[Any, Callable[[argparse.Namespace], None], str]] = {
-    "compare": (comparing, comparing.compare, "run configurations x seeds, and report"),
-    "eval": (evaluating, evaluating.evaluate, "sample a checkpoint on benchmarks, and grade it"),
-    "plot": (plotting, plotting.plot, "draw a run"),
-    "show": (showing, showing.show, "print a run's samples, history in another colour"),
+COMMANDS = {
+    "compare": ("recipe.soup.tools.compare.run:compare", "run configurations x seeds, and report"),
+    "eval": ("recipe.soup.tools.evaluate.run:evaluate", "sample a checkpoint on benchmarks, and grade it"),
+    "plot": ("recipe.soup.tools.plot:plot", "draw a run"),
+    "show": ("recipe.soup.tools.show:show", "print a run's samples, history in another colour"),
+    "summary": ("recipe.soup.tools.summary:print_summaries", "say in a few lines what a run did"),
+    "verify": ("recipe.soup.tools.verify:check_run", "recompute a run's old log-probs with plain transformers"),
 }
-"""By name: the module, which has `add_arguments` and `EXAMPLES`, what to call, and a line of help."""
+"""By name: what to call, in a module that has `add_arguments` and `EXAMPLES`, and a line of help."""
 
 
-def main() -> None:
-    """Read the command line, and do it."""
-    parser = argparse.ArgumentParser(prog="soup", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    for name, (module, call, line) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=line,
-            description=call.__doc__,
-            epilog=module.EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(call=call)
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line (or `arguments`, without the program's name), and do what it says."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="soup-verl", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (place, line) in COMMANDS.items():
+        # Only the chosen command's module is imported: torch and transformers take seconds.
+        if given[:1] == [name]:
+            call = resolve_name(place)
+            module = sys.modules[call.__module__]
+            command = commands.add_parser(
+                name,
+                help=line,
+                description=call.__doc__,
+                epilog=module.EXAMPLES,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            module.add_arguments(command)
+            command.set_defaults(call=call)
+        else:
+            commands.add_parser(name, help=line)
+    args = parser.parse_args(given)
     args.call(args)
 
 

@@ -1,4 +1,4 @@
-"""`soup plot`: one picture of one run, from its own logs."""
+"""`soup-verl plot`: one picture of one run, from its own logs."""
 
 import argparse
 import re
@@ -11,12 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from recipe.soup.errors import refuse
-from recipe.soup.records.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import metrics_of, read_metrics
 
 EXAMPLES = """examples:
-  soup plot runs/countdown/soup.jsonl
-  soup plot runs/qwen3-4b/soup --out soup.png
+  soup-verl plot runs/countdown/soup.jsonl
+  soup-verl plot runs/qwen3-4b/soup --out soup.png
 """
 SMOOTH = 5
 """Steps over which metrics of training are averaged."""
@@ -51,21 +50,9 @@ TOKENS = "soup/train/prefix/tokens"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `soup plot` takes."""
+    """Add the arguments of `soup-verl plot`."""
     parser.add_argument("run", type=Path, help="metrics of a run (<project>/<experiment>.jsonl), or its folder")
     parser.add_argument("--out", type=Path, help="picture (default: beside the metrics, .png)")
-
-
-def metrics_of(run: Path) -> Path:
-    """The metrics of a run that is named by them or by its folder.
-
-    Raises:
-        SystemExit: there are none; one sentence.
-    """
-    for path in (run, run.parent / f"{run.name}.jsonl", run / "metrics.jsonl"):
-        if path.is_file():
-            return path
-    raise refuse("run", run, "no metrics there; a run writes them with trainer.logger=[console,file].")
 
 
 def plot(args: argparse.Namespace) -> None:

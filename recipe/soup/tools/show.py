@@ -1,4 +1,4 @@
-"""`soup show`: a run's training samples in the terminal, history in another colour."""
+"""`soup-verl show`: a run's training samples in the terminal, history in another colour."""
 
 import argparse
 import io
@@ -14,9 +14,9 @@ from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.marks import CLOSE, OPEN
 
 EXAMPLES = r"""examples:
-  soup show runs/countdown/soup
-  soup show runs/countdown/soup --step 10 --count 5 --all
-  soup show runs/smollm2/soup --brief --match '^.*= \d+$' --svg samples.svg
+  soup-verl show runs/countdown/soup
+  soup-verl show runs/countdown/soup --step 10 --count 5 --all
+  soup-verl show runs/smollm2/soup --brief --match '^.*= \d+$' --svg samples.svg
 """
 HISTORY = "black on yellow"
 WIDTH = 80
@@ -28,7 +28,7 @@ STRETCHES = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `soup show` takes."""
+    """Add the arguments of `soup-verl show`."""
     parser.add_argument("run", type=Path, help="folder of a run, or of its samples (trainer.rollout_data_dir)")
     parser.add_argument("--count", type=int, default=20, help="samples to show (default 20)")
     parser.add_argument("--step", type=int, help="of this step only (default: newest first)")
@@ -99,5 +99,5 @@ def show(args: argparse.Namespace) -> None:
     if args.svg:
         args.svg.parent.mkdir(parents=True, exist_ok=True)
         # Without the fonts that it would fetch: any of fixed width does.
-        args.svg.write_text(FONT.sub("", console.export_svg(title="soup show")))
+        args.svg.write_text(FONT.sub("", console.export_svg(title="soup-verl show")))
         print(args.svg)

@@ -1,16 +1,15 @@
-"""What a run did, from the metrics that verl's file logger wrote: printed at its end, or at any time.
-
-Example:
-    python -m recipe.soup.tools.summary runs/countdown/soup.jsonl
-"""
+"""`soup-verl summary`: what a run did, from the metrics that verl's file logger wrote; every run ends with it."""
 
 import argparse
 import re
 from pathlib import Path
 from statistics import mean, median
 
-from recipe.soup.records.metrics_file import read_metrics
+from recipe.soup.records.metrics_file import metrics_of, read_metrics
 
+EXAMPLES = """example:
+  soup-verl summary runs/countdown/soup runs/countdown/grpo
+"""
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
 VALIDATION = {"^val-core/.*/mean@": "accuracy", r"^soup/val/.*pass@(\d+)$": "pass@{}", "^soup/val/entropy$": "entropy"}
 """Rows of the table, by the metrics whose mean over data sources they are; all from unmixed validation."""
@@ -76,13 +75,13 @@ def summary(path: Path, places: dict[str, str]) -> str:
     return "\n".join([*lines, *(f"  {what} in {place}" for what, place in places.items())])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("metrics", type=Path, nargs="+", help="<project>/<experiment>.jsonl of verl's file logger")
-    for path in parser.parse_args().metrics:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `soup-verl summary`."""
+    parser.add_argument("runs", type=Path, nargs="+", help="metrics (<project>/<experiment>.jsonl), or folders of runs")
+
+
+def print_summaries(args: argparse.Namespace) -> None:
+    """Say in a few lines what each run did."""
+    for path in map(metrics_of, args.runs):
         folders = {name: path.with_suffix("") / name for name in ("samples", "validation", "checkpoints")}
         print(summary(path, {name: str(folder) for name, folder in folders.items() if folder.is_dir()}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,4 @@
-"""Recompute a run's old log-probs with plain transformers: was every ratio taken against the right policy?
-
-Needs what verl writes when asked to: samples (`trainer.rollout_data_dir`) and a checkpoint of every step in Hugging
-Face's format (`trainer.save_freq=1` and `hf_model` in `actor_rollout_ref.actor.checkpoint.save_contents`). Not for
-`ratio=decoupled`, where prefixes enter with the current policy's log-probs. Exits with 1, and a sentence for each bound
-that is broken, if the run is not exact.
-
-Bounds that fit, in float32:
-    the toy model of a third of a million parameters    the defaults
-    a language model (135 million, 30 layers)           --mean 2e-5 --largest 2e-4
-
-Example:
-    python -m recipe.soup.tools.verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
-"""
+"""`soup-verl verify`: recompute a run's old log-probs, to see whether every ratio has the right policy below it."""
 
 import argparse
 from collections.abc import Iterator
@@ -26,17 +13,24 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.tools.exactness import SEGMENTS, Bounds, Comparison, Place, broken
 
+EXAMPLES = """bounds that fit, in float32:
+  the toy model of a third of a million parameters    the defaults
+  a language model (135 million, 30 layers)           --mean 2e-5 --largest 2e-4
+
+example:
+  soup-verl verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
+"""
 LOGITS_AT_ONCE = 2**28
-"""Values; in float32, and again as log-probs, about 2 GiB."""
+"""Values that are computed at a time; in float32, with their log-probs, about 2 GiB."""
 
 
 def read_samples(folder: Path) -> dict[int, list[dict]]:
-    """The rows of verl's JSONL dump, by step."""
+    """Read the rows of verl's JSONL dump, by step."""
     return {int(path.stem): read_json_lines(path) for path in folder.glob("*.jsonl")}
 
 
 def in_batches(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
-    """The rows in their order, as many at once as have `LOGITS_AT_ONCE` logits when padded; at least one."""
+    """Split rows, in their order, into batches of one row or of at most `LOGITS_AT_ONCE` logits when padded."""
     longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
     size = max(LOGITS_AT_ONCE // (longest * vocabulary), 1)
     return (rows[start : start + size] for start in range(0, len(rows), size))
@@ -44,9 +38,9 @@ def in_batches(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
 
 @torch.no_grad()
 def response_log_probs(model: PreTrainedModel, rows: list[dict], temperature: float) -> list[np.ndarray]:
-    """Log-probs of the samples' response tokens, float32, one array of shape (response_length,) per row."""
+    """Compute the log-probs of each row's response tokens: one float32 array of shape (response_length,) per row."""
     sequences = [torch.tensor(row["prompt_ids"] + row["response_ids"], device=model.device) for row in rows]
-    # Padded on the right, where a causal model does not see it.
+    # A causal model does not see padding on the right.
     ids = pad_sequence(sequences, batch_first=True)
     mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
@@ -111,35 +105,41 @@ def verify(
     return comparisons
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=Path, required=True, help="trainer.rollout_data_dir of the run")
-    parser.add_argument("--checkpoints", type=Path, required=True, help="trainer.default_local_dir of the run")
-    parser.add_argument("--base-model", required=True, help="actor_rollout_ref.model.path of the run")
-    parser.add_argument("--temperature", type=float, default=1.0, help="actor_rollout_ref.rollout.temperature")
-    parser.add_argument("--foreign", help="model folder that algorithm.soup.snapshot.policy named, if it did")
-    bounds = Bounds()
-    parser.add_argument(
-        "--largest", type=float, default=bounds.largest, help=f"nats at the worst token (default {bounds.largest:g})"
-    )
-    parser.add_argument(
-        "--mean", type=float, default=bounds.mean, help=f"nats in the mean of a segment (default {bounds.mean:g})"
-    )
-    parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `soup-verl verify`."""
+    add, bounds = parser.add_argument, Bounds()
+    add("--samples", type=Path, required=True, help="trainer.rollout_data_dir of the run")
+    add("--checkpoints", type=Path, required=True, help="trainer.default_local_dir of the run")
+    add("--base-model", required=True, help="actor_rollout_ref.model.path of the run")
+    add("--temperature", type=float, default=1.0, help="actor_rollout_ref.rollout.temperature")
+    add("--foreign", help="model folder that algorithm.soup.snapshot.policy named, if it did")
+    add("--largest", type=float, default=bounds.largest, help=f"nats at the worst token (default {bounds.largest:g})")
+    add("--mean", type=float, default=bounds.mean, help=f"nats in the mean of a segment (default {bounds.mean:g})")
+    add(
         "--apart",
         type=float,
         default=bounds.apart,
-        help="nats that any other version must be off by, at its most different token; 0: other versions are not "
-        f"asked for (default {bounds.apart:g})",
+        help="nats by which any other version must be off at its most different token; 0: other versions are not "
+        f"compared (default {bounds.apart:g})",
     )
-    parser.add_argument(
+    add(
         "--expect",
         nargs="+",
         choices=SEGMENTS,
         default=SEGMENTS,
         help="segments that must have tokens (default: both); `continuation` for a run that mixes nothing",
     )
-    args = parser.parse_args()
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """Recompute a run's old log-probs with plain transformers: was every ratio taken against the right policy?
+
+    The run must have written its samples (trainer.rollout_data_dir) and a checkpoint of every step in Hugging Face's
+    format (trainer.save_freq=1, and hf_model in actor_rollout_ref.actor.checkpoint.save_contents). A run with
+    algorithm.soup.ratio=decoupled cannot be checked: its prefixes enter the loss with the current policy's log-probs.
+
+    Exits with 1, and a sentence for each bound that is broken, if the run is not exact.
+    """
     try:
         comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
     except FileNotFoundError as error:
@@ -155,7 +155,3 @@ def main() -> None:
     if failures := list(broken(comparisons, Bounds(args.largest, args.mean, args.apart, tuple(args.expect)))):
         raise SystemExit("\n".join(failures))
     print("exact: all bounds are kept")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`soup compare`: run a study or read the logs of runs, and write the report."""
+"""`soup-verl compare`: run a study or read the logs of runs, and write the report."""
 
 import argparse
 from pathlib import Path
@@ -10,15 +10,15 @@ from recipe.soup.tools.compare.results import Result, read_result
 from recipe.soup.tools.compare.study import DRIVERS, read_study, seed_overrides
 
 EXAMPLES = """examples:
-  soup compare examples/countdown/studies/first.yaml --jobs 2
-  soup compare examples/countdown/studies/long.yaml --records docs/study/long_runs/runs
-  soup compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
-  soup compare --from-logs grpo=a/0.jsonl grpo=a/1.jsonl soup=b/0.jsonl soup=b/1.jsonl
+  soup-verl compare examples/countdown/studies/first.yaml --jobs 2
+  soup-verl compare examples/countdown/studies/long.yaml --records docs/study/long_runs/runs
+  soup-verl compare --from-logs runs/countdown/grpo.jsonl runs/countdown/soup.jsonl --out runs/grpo_or_soup
+  soup-verl compare --from-logs grpo=a/0.jsonl grpo=a/1.jsonl soup=b/0.jsonl soup=b/1.jsonl
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `soup compare` takes."""
+    """Add the arguments of `soup-verl compare`."""
     add = parser.add_argument
     add("study", type=Path, nargs="?", help="YAML file: driver, baseline, seeds, common, runs")
     add("--jobs", type=int, help="runs beside each other (default 1; with --ray the cluster's cores)")
@@ -56,7 +56,7 @@ def read_logs(given: list[str]) -> dict[str, list[Path]]:
 def compare(args: argparse.Namespace) -> None:
     """Run a study, or read the logs of runs, and write the report."""
     if bool(args.study) == bool(args.from_logs):
-        raise SystemExit("soup compare: give a study, or --from-logs.")
+        raise SystemExit("soup-verl compare: give a study, or --from-logs.")
     results: dict[str, list[Result]] = {}
     steps: list[int] = []
     if args.from_logs:

@@ -1,4 +1,4 @@
-"""`soup eval`: samples of a model on datasets, graded, and their table."""
+"""`soup-verl eval`: samples of a model on datasets, graded, and their table."""
 
 import argparse
 from pathlib import Path
@@ -16,14 +16,14 @@ from recipe.soup.tools.evaluate.table import write_table
 from recipe.soup.verl_adapter.probes import load_reward, source_of
 
 EXAMPLES = """examples:
-  soup eval Qwen/Qwen3-1.7B math500 amc23 --samples 16
-  soup eval runs/countdown/soup/checkpoints/global_step_80 examples/countdown/data/val.parquet \\
+  soup-verl eval Qwen/Qwen3-1.7B math500 amc23 --samples 16
+  soup-verl eval runs/countdown/soup/checkpoints/global_step_80 examples/countdown/data/val.parquet \\
       --reward pkg://examples.countdown.reward --max-tokens 24
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `soup eval` takes."""
+    """Add the arguments of `soup-verl eval`."""
     add = parser.add_argument
     add("model", help="checkpoint of verl (global_step_N), Hugging Face folder, or name on the hub")
     add("data", nargs="+", help=f"{', '.join(DATASETS)}; or parquet files in verl's columns")

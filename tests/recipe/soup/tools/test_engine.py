@@ -1,4 +1,4 @@
-"""`soup eval` with vLLM itself."""
+"""`soup-verl eval` with vLLM itself."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`soup eval` without vLLM: samples on disk, majority votes, checkpoints, the table; and once with it."""
+"""`soup-verl eval` without vLLM: samples on disk, majority votes, checkpoints, the table; and once with it."""
 
 import json
 import os

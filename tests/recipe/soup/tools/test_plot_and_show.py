@@ -1,4 +1,4 @@
-"""`soup plot` and `soup show`: what they find, what they draw and print, what they refuse."""
+"""`soup-verl plot` and `soup-verl show`: what they find, what they draw and print, what they refuse."""
 
 import json
 import os

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from recipe.soup.tools import cli
 from recipe.soup.tools import verify as module
 from recipe.soup.tools.exactness import Bounds, broken
 from recipe.soup.tools.verify import in_batches, read_samples, verify
@@ -52,12 +52,11 @@ def run(countdown_dir: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def main(run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+def main(run: Path, countdown_dir: Path, *arguments: str) -> str:
     """What the command says of broken bounds; "" if it ends with 0."""
     where = ["--samples", str(run / "samples"), "--checkpoints", str(run / "checkpoints")]
-    monkeypatch.setattr(sys, "argv", ["verify", *where, "--base-model", f"{countdown_dir}/base_model", *arguments])
     try:
-        module.main()
+        cli.main(["verify", *where, "--base-model", f"{countdown_dir}/base_model", *arguments])
     except SystemExit as end:
         return str(end.code)  # a sentence: Python then exits with 1
     return ""
@@ -83,7 +82,7 @@ def test_in_any_batches(
     compared = verify(samples, checkpoints, base_model)
     assert len(compared["prefix"].claimed) == 10
     assert not list(broken(compared, Bounds()))
-    assert main(run, countdown_dir, monkeypatch) == ""
+    assert main(run, countdown_dir) == ""
     printed = capsys.readouterr().out
     assert "prefix: 10 tokens; largest difference" in printed
     assert printed.endswith("exact: all bounds are kept\n")
@@ -92,45 +91,39 @@ def test_in_any_batches(
 @pytest.mark.parametrize(
     ("off", "says"), [(3e-3, "3.0e-03 over --largest 1e-05"), (float("nan"), "nan over --largest")]
 )
-def test_one_wrong_token_is_found(
-    off: float, says: str, run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_wrong_token_is_found(off: float, says: str, run: Path, countdown_dir: Path) -> None:
     logged = read_samples(run / "samples")[2][2]["old_log_probs"]
     logged[3] += off
     change(run, 2, 3, old_log_probs=logged)
-    said = main(run, countdown_dir, monkeypatch)
+    said = main(run, countdown_dir)
     assert said.startswith("continuation: ")
     assert says in said
     assert "token 4 of the sample in line 3 of 2.jsonl" in said
     assert "prefix" not in said
     if off == off:
         assert "over --mean 2e-06" in said
-        assert main(run, countdown_dir, monkeypatch, "--largest", "4e-3", "--mean", "2e-4") == ""
+        assert main(run, countdown_dir, "--largest", "4e-3", "--mean", "2e-4") == ""
 
 
-def test_versions_that_are_not_apart_are_no_proof(
-    run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_that_are_not_apart_are_no_proof(run: Path, countdown_dir: Path) -> None:
     """Weights that never change: the claimed version passes, and so does any other."""
     version_1 = run / "checkpoints/global_step_1/actor/huggingface"
     shutil.rmtree(version_1)
     shutil.copytree(countdown_dir / "base_model", version_1)
     shutil.copy(run / "samples/1.jsonl", run / "samples/2.jsonl")
-    said = main(run, countdown_dir, monkeypatch, "--expect", "continuation")
+    said = main(run, countdown_dir, "--expect", "continuation")
     assert "short of --apart 0.01" in said
-    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation", "--apart", "0") == ""
+    assert main(run, countdown_dir, "--expect", "continuation", "--apart", "0") == ""
 
 
-def test_what_could_not_be_checked_does_not_pass(
-    run: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_could_not_be_checked_does_not_pass(run: Path, countdown_dir: Path) -> None:
     (run / "samples/2.jsonl").unlink()
-    assert main(run, countdown_dir, monkeypatch).startswith("prefix: no tokens, so nothing is proved")
-    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation") == ""
+    assert main(run, countdown_dir).startswith("prefix: no tokens, so nothing is proved")
+    assert main(run, countdown_dir, "--expect", "continuation") == ""
     shutil.rmtree(run / "checkpoints")
-    said = main(run, countdown_dir, monkeypatch, "--expect", "continuation")
+    said = main(run, countdown_dir, "--expect", "continuation")
     assert said.startswith("continuation: no other version to compare with")
-    assert main(run, countdown_dir, monkeypatch, "--expect", "continuation", "--apart", "0") == ""
+    assert main(run, countdown_dir, "--expect", "continuation", "--apart", "0") == ""
 
 
 def test_no_batch_has_more_logits_than_fit() -> None:
