@@ -1,6 +1,6 @@
 """The scripts per model size: twins differ in the algorithm only, and the user's keys win.
 
-That verl and SOUP accept what they start is in `test_gpu_commands_on_cpu.py`.
+That verl and SOUP accept what they start is in `test_gpu_commands.py`.
 """
 
 import os
@@ -65,6 +65,11 @@ def test_twins_differ_in_what_the_algorithms_file_sets_only(script: Path, start:
 
 
 @every_script
+def test_plain_verl_gets_what_the_twin_gets(script: Path, start: Start) -> None:
+    assert start(script, "verl", "a.b=1") == ["algorithm=verl", *start(script, "grpo", "a.b=1")[1:]]
+
+
+@every_script
 def test_runs_of_two_models_share_no_folder(script: Path, start: Start, composed: Compose) -> None:
     trainer = composed(*start(script, "soup")).trainer
     name = script.stem.removeprefix("run_")
@@ -90,7 +95,7 @@ def test_without_an_algorithm_it_says_how_it_is_used(script: Path, arguments: li
     run = subprocess.run([script, *arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr.splitlines() == [f"Say which algorithm to train with: {script} soup|grpo [key=value ...]"]
+    assert run.stderr.splitlines() == [f"Say which algorithm to train with: {script} soup|grpo|verl [key=value ...]"]
 
 
 def test_the_groups_file_sets_only_keys_that_exist(composed: Compose) -> None:

@@ -27,8 +27,9 @@ def main() -> None:
 
     from recipe.soup.checks.batches import check_groups
     from recipe.soup.checks.config import check_config
-    from recipe.soup.lab.driver import Lab
+    from recipe.soup.lab.driver import Lab, check_lab_config
 
+    check_lab_config(config)
     check_groups(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)

@@ -15,7 +15,7 @@ FIXED = f"{ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=4"
 BATCH = f"data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=8"
 """Of 8 samples each, on 8 GPUs."""
 
-both = pytest.mark.parametrize("algorithm", ["soup", "grpo"])
+every = pytest.mark.parametrize("algorithm", ["soup", "grpo", "verl"])
 
 
 def sentence(config: DictConfig) -> str:
@@ -27,13 +27,13 @@ def sentence(config: DictConfig) -> str:
     return text
 
 
-@both
+@every
 def test_what_the_groups_bring_is_accepted(composed: Compose, algorithm: str) -> None:
     check_batches(composed(f"algorithm={algorithm}"))
     check_batches(composed(f"algorithm={algorithm}", "hardware=cpu", "example=countdown"))
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("overrides", "refused", "advice"),
     [
@@ -73,7 +73,7 @@ def test_refused(composed: Compose, algorithm: str, overrides: str, refused: str
     assert advice in text
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -96,8 +96,8 @@ def test_not_refused(composed: Compose, algorithm: str, overrides: str) -> None:
     check_batches(composed(f"algorithm={algorithm}", *overrides.split()))
 
 
-@pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", True), (None, False)])
-def test_it_is_asked_with_both_algorithms_and_not_without(group: str | None, refuses: bool) -> None:
+@pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", True), ("verl", True), (None, False)])
+def test_it_is_asked_with_each_algorithm_and_not_without(group: str | None, refuses: bool) -> None:
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", [f"algorithm={group}"] if group else [], return_hydra_config=True)
     targets = [callback["_target_"] for callback in config.hydra.callbacks.values()]
@@ -115,7 +115,7 @@ def test_a_check_that_breaks_stops_the_run(composed: Compose) -> None:
     ("engine", "strategy"),
     [("dp", "fsdp2"), ("megatron", "megatron"), ("veomni", "veomni"), ("torchtitan", "torchtitan")],
 )
-@both
+@every
 def test_a_chosen_engine_keeps_its_strategy(composed: Compose, algorithm: str, engine: str, strategy: str) -> None:
     model = composed(f"algorithm={algorithm}", f"model_engine={engine}").actor_rollout_ref
     assert (model.actor.strategy, model.ref.strategy) == (strategy, strategy)

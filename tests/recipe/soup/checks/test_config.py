@@ -448,7 +448,7 @@ def test_prefix_bounds_do_not_matter_without_mixing(composed: Compose) -> None:
     check_config(composed(*BASE, "algorithm.soup.mixed_share=0", "data.max_response_length=1"))
 
 
-@pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", False), (None, False)])
+@pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", False), ("verl", False), (None, False)])
 def test_only_soup_refuses(group: str | None, refuses: bool) -> None:
     overrides = [f"algorithm={group}"] if group else []
     with initialize_config_module("verl.trainer.config", version_base=None):
