@@ -121,7 +121,7 @@ def test_the_figures_are_metrics_that_runs_have(calls: Calls) -> None:
     from recipe.soup.algorithm.loss_metrics import MEANS, PREFIX, SEGMENTS
 
     empty = torch.zeros(0, 4)
-    rows = TrainRows(empty.bool(), empty.bool(), empty.long(), empty, empty, empty, torch.zeros(0), [], 0)
+    rows = TrainRows(empty.bool(), empty.long(), empty.bool(), empty.long(), empty, empty, empty, torch.zeros(0), [], 0)
     figures = (*MEANS, "effective_sample_size")
     known = train_metrics(rows).keys() | {f"{PREFIX}{segment}/{name}" for segment in SEGMENTS for name in figures}
     for check in (("log-probs", "rollout"), ("learn", "soup")):

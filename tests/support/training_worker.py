@@ -6,6 +6,7 @@ The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 s
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,9 +19,6 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.names import SAMPLED_KEY
 from recipe.soup.prefixes.plan import RunFacts
-from recipe.soup.settings import parse_settings
-from recipe.soup.verl_adapter.lost_samples import LostSamples
-from recipe.soup.verl_adapter.registrations import weigh_decoupled
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parents[1] / "data" / "recorded_batch.jsonl"
@@ -144,24 +142,21 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
     return store.put([line["uid"] for line in lines], "train", tags=tags)
 
 
-def make_trainer(cls: Any, config: DictConfig, group: Any = None) -> Any:
-    """A trainer without Ray: only what the methods under test read."""
-    trainer = cls.__new__(cls)
-    trainer.config = config
+def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = None) -> Any:
+    """One of verl's trainers as it is made, up to the point at which it starts Ray's workers.
+
+    Args:
+        loader: what training prompts are read from.
+    """
+    trainer = cls(config)
     trainer.global_steps = STEP
     trainer.actor_rollout_wg = group
-    trainer.use_critic = False
     trainer.tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    trainer.train_dataloader, trainer.train_dataloader_it = loader or SimpleNamespace(state_dict=dict), None
+    trainer._init_dump_executor()
     if cls is SoupTrainer:
         rollout = config.actor_rollout_ref.rollout
-        trainer.settings = parse_settings(config.algorithm.get("soup"), rollout.response_length)
-        weigh_decoupled(config, trainer.settings)
-        trainer.lost = LostSamples(rollout.n, rollout.n * config.data.train_batch_size, trainer.settings.max_lost_share)
-        trainer.history, trainer._visits, trainer._arrived, trainer._shown = None, {}, [], []
-        facts = RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP)
-        trainer.source = trainer._make_source(facts)
-        trainer._init_dump_executor()
-        trainer._loader_state = dict
+        trainer._read_ahead(RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP))
     return trainer
 
 

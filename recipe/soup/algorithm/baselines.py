@@ -99,11 +99,8 @@ BASELINES: dict[str, Callable[[AdvantageInputs], torch.Tensor]] = {
 }
 
 
-def compare(rows: TrainRows, response_ids: torch.Tensor, baseline: str, estimate: Estimate) -> torch.Tensor:
-    """Advantages of a batch by the name of the baseline.
-
-    Args:
-        response_ids: (batch, response_length).
+def compare(rows: TrainRows, baseline: str, estimate: Estimate) -> torch.Tensor:
+    """Compute the advantages of a batch by the name of the baseline.
 
     Returns:
         (batch, response_length), 0 where masked out.
@@ -113,7 +110,7 @@ def compare(rows: TrainRows, response_ids: torch.Tensor, baseline: str, estimate
         rewards=rows.rewards[samples],
         prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
         prefix=rows.is_historical[samples],
-        response_ids=response_ids[samples],
+        response_ids=rows.response_ids[samples],
         estimate=estimate,
     )
     advantages = torch.zeros_like(rows.current_log_probs)

@@ -12,6 +12,7 @@ class TrainRows:
 
     Attributes:
         response_mask: bool, sampled tokens.
+        response_ids: int, the tokens.
         is_historical: bool, those older than the step's version.
         policy_versions: int, the version that sampled each token.
         behavior_log_probs: as recorded when each token was sampled.
@@ -23,6 +24,7 @@ class TrainRows:
     """
 
     response_mask: torch.Tensor
+    response_ids: torch.Tensor
     is_historical: torch.Tensor
     policy_versions: torch.Tensor
     behavior_log_probs: torch.Tensor

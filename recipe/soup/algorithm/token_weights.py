@@ -6,24 +6,27 @@ A threshold taken per micro-batch would depend on how the batch is split.
 import torch
 
 from recipe.soup.algorithm.batch import TrainRows
-from recipe.soup.settings import SoupSettings
 
 
-def trained_prefix(settings: SoupSettings, rows: TrainRows, advantages: torch.Tensor) -> torch.Tensor:
-    """The prefix tokens with a policy gradient, by `prefix_gradient` and `second_moment`.
+def trained_prefix(
+    rows: TrainRows, advantages: torch.Tensor, prefix_gradient: float, second_moment: float | None
+) -> torch.Tensor:
+    """Choose the prefix tokens that have a policy gradient.
 
     Args:
         advantages: (batch, response_length).
+        prefix_gradient: share of the prefix tokens, those with the highest entropy first.
+        second_moment: budget of the mean squared log-ratio; None: no budget.
 
     Returns:
         bool, (batch, response_length).
     """
     trained = rows.is_historical.clone()
-    if settings.prefix_gradient < 1:
-        trained &= highest_entropy(rows.entropy, rows.is_historical, settings.prefix_gradient)
-    if settings.second_moment is not None:
+    if prefix_gradient < 1:
+        trained &= highest_entropy(rows.entropy, rows.is_historical, prefix_gradient)
+    if second_moment is not None:
         log_ratio = rows.current_log_probs - rows.behavior_log_probs
-        trained &= within_second_moment(log_ratio, advantages, rows.is_historical, settings.second_moment)
+        trained &= within_second_moment(log_ratio, advantages, rows.is_historical, second_moment)
     return trained
 
 

@@ -28,9 +28,8 @@ from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.sampler import Answer, sample
-from recipe.soup.lab.update import Sample, Updater, fields_of_loss, train_rows
+from recipe.soup.lab.update import Sample, Updater, fields_of_loss, rows_before_update
 from recipe.soup.prefixes.make_source import make_source
-from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.source import FinishedSample
@@ -39,6 +38,7 @@ from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.records.problems import Problem, read_problems
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.probes import load_reward
+from recipe.soup.verl_adapter.run_facts import run_facts
 
 NO_TEMPERATURE = 1e-6
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -116,16 +116,8 @@ class Lab:
         training = read_problems(config.data.train_files, config.data.train_max_samples)
         self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
         self._problems, self._drawn = _endless(training, config.data.seed), 0
-        steps = len(training) // config.data.train_batch_size * config.trainer.total_epochs
-        self.last_step = min(config.trainer.total_training_steps or steps, steps)
-        facts = RunFacts(
-            samples=rollout.n,
-            response_length=self._response_length,
-            seed=config.data.seed,
-            prompts_per_step=config.data.train_batch_size,
-            last_step=self.last_step,
-            prompts_per_epoch=len(training),
-        )
+        facts = run_facts(config, prompts_per_epoch=len(training), seed=config.data.seed)
+        self.last_step = facts.last_step
         past_weights = Path(config.trainer.default_local_dir) / "past_weights"
         engine = PastWeights(self.model, self._sample_messages, past_weights)
         self.source = make_source(self.settings, facts, self._fetch, engine, base_model, past_weights)
@@ -179,7 +171,7 @@ class Lab:
         samples, problems, seeds = self._roll_out(chunk.batch, chunk.messages, rows, step - 1)
         self.source.generated(step)
         generated = time.perf_counter()
-        batch = train_rows(self.model, samples, self.rollout.temperature, step - 1)
+        batch = rows_before_update(self.model, samples, self.rollout.temperature, step - 1)
         metrics = train_metrics(batch)
         # `behavior_log_probs=trainer` changes nothing here: the model that samples is the one that is trained.
         self.source.harvest(seeds)
@@ -201,8 +193,7 @@ class Lab:
         if self.settings.mixes_lags:
             metrics |= lag_metrics(batch)
         metrics |= self.source.metrics()
-        fields = fields_of_loss(batch, samples, self.settings, self.config)
-        metrics |= self.updater.update(samples, fields)
+        metrics |= self.updater.update(samples, fields_of_loss(batch, self.settings, self.config))
         self.source.updated(step)
         return {
             **metrics,

@@ -12,12 +12,12 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.soup.algorithm.baselines import compare
-from recipe.soup.algorithm.batch import TrainRows, prefix_mask, splice_behavior_log_probs
+from recipe.soup.algorithm.batch import TrainRows
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
-from recipe.soup.algorithm.losses.registry import RATIOS
-from recipe.soup.algorithm.token_weights import trained_prefix
+from recipe.soup.algorithm.update import loss_fields, ratio_fields
 from recipe.soup.settings import SoupSettings
-from recipe.soup.verl_adapter.registrations import group_estimate, soup_loss, weigh_decoupled
+from recipe.soup.verl_adapter.registrations import group_estimate, soup_loss, update_choices, weigh_decoupled
+from recipe.soup.verl_adapter.transfer_queue import train_rows
 
 
 @dataclass(frozen=True)
@@ -52,70 +52,52 @@ def forward(model: Any, samples: list[Sample], temperature: float) -> tuple[torc
     return (chosen * inner)[places], (entropy * inner)[places], places
 
 
-def of_responses(values: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
-    """From what `forward` returns to (batch, response_length), right-padded with zeros."""
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of any lengths, as verl's fields have them."""
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def of_responses(values: torch.Tensor, samples: list[Sample]) -> list[torch.Tensor]:
+    """Cut what `forward` returns into what belongs to each sample's response."""
     lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in samples]
-    rows = zip(values.split(lengths), samples, strict=True)
-    return pad_sequence([row[len(s.prompt_ids) - 1 : -1] for row, s in rows], batch_first=True)
-
-
-def padded(samples: list[Sample], name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A per-token list of each sample, (batch, response_length)."""
-    return pad_sequence([torch.tensor(getattr(sample, name), dtype=dtype) for sample in samples], batch_first=True)
+    return [row[len(s.prompt_ids) - 1 : -1] for row, s in zip(values.split(lengths), samples, strict=True)]
 
 
 @torch.no_grad()
-def train_rows(model: Any, samples: list[Sample], temperature: float, current_version: int) -> TrainRows:
-    """The batch under the model that is about to be updated."""
+def rows_before_update(model: Any, samples: list[Sample], temperature: float, current_version: int) -> TrainRows:
+    """Put a batch together under the model that is about to be updated."""
     log_probs, entropy, _ = forward(model, samples, temperature)
-    versions = padded(samples, "versions", torch.long)
-    ones = [torch.ones(len(sample.response_ids), dtype=torch.bool) for sample in samples]
-    response_mask = pad_sequence(ones, batch_first=True)
-    return TrainRows(
-        response_mask=response_mask,
-        is_historical=prefix_mask(versions, response_mask, current_version),
-        policy_versions=versions,
-        behavior_log_probs=padded(samples, "log_probs", torch.float32),
-        current_log_probs=of_responses(log_probs, samples),
-        entropy=of_responses(entropy, samples),
-        rewards=torch.tensor([sample.reward for sample in samples]),
-        uids=[sample.uid for sample in samples],
-        current_version=current_version,
-    )
-
-
-def fields_of_loss(
-    rows: TrainRows, samples: list[Sample], settings: SoupSettings, config: DictConfig
-) -> dict[str, torch.Tensor]:
-    """What enters the loss, each (batch, response_length), decided once for the whole batch."""
-    spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
-    old_log_probs = spliced if RATIOS[settings.ratio].splices and settings.mixes else rows.current_log_probs
-    response_ids = padded(samples, "response_ids", torch.long)
-    advantages = compare(rows, response_ids, settings.baseline, group_estimate(config.algorithm))
-    mask = rows.response_mask.long()
-    fields = {
-        "old_log_probs": old_log_probs,
-        "advantages": advantages,
-        "prefix_mask": rows.is_historical.long(),
-        "response_mask": mask,
-        "loss_mask": mask,
+    responses = [torch.tensor(sample.response_ids) for sample in samples]
+    data = {
+        "responses": nested(responses),
+        "response_mask": nested([torch.ones_like(response) for response in responses]),
+        "policy_versions": nested([torch.tensor(sample.versions) for sample in samples]),
+        "rollout_log_probs": nested([torch.tensor(sample.log_probs) for sample in samples]),
+        "old_log_probs": nested(of_responses(log_probs, samples)),
+        "entropy": nested(of_responses(entropy, samples)),
+        "rm_scores": nested([torch.tensor([sample.reward]) for sample in samples]),
+        "uid": [sample.uid for sample in samples],
     }
+    return train_rows(data, current_version)
+
+
+def fields_of_loss(rows: TrainRows, settings: SoupSettings, config: DictConfig) -> dict[str, torch.Tensor]:
+    """Compute what enters the loss, each (batch, response_length): first what verl would do, then what SOUP changes."""
+    choices, estimate = update_choices(settings), group_estimate(config.algorithm)
+    mask = rows.response_mask.long()
+    advantages = compare(rows, "group", estimate)
+    fields = ratio_fields(rows, choices) | {"advantages": advantages, "response_mask": mask, "loss_mask": mask}
     weigh_decoupled(config, settings)
     correction = config.algorithm.rollout_correction
     if correction.rollout_is is not None:
         fields["rollout_is_weights"] = compute_rollout_correction_weights(
-            old_log_probs - rows.behavior_log_probs,
+            fields["old_log_probs"] - rows.behavior_log_probs,
             rows.response_mask,
             correction.rollout_is,
             correction.rollout_is_threshold,
             correction.rollout_is_batch_normalize,
         )[0]
-    if settings.weighs:
-        counts = ~rows.is_historical | trained_prefix(settings, rows, advantages)
-        fields["rollout_is_weights"] = fields.get("rollout_is_weights", torch.ones_like(advantages)) * counts
-        if settings.loss_tokens == "trained":
-            fields |= {"response_mask": mask * counts, "loss_mask": mask * counts}
-    return fields
+    return fields | loss_fields(rows, fields, choices, estimate)[0]
 
 
 class Updater:
@@ -142,9 +124,6 @@ class Updater:
         """verl's actor loss on some rows of the batch, as one mini-batch."""
         chosen = samples[rows]
         lengths = [len(sample.response_ids) for sample in chosen]
-
-        def nested(tensors: list[torch.Tensor]) -> torch.Tensor:
-            return torch.nested.as_nested_tensor(tensors, layout=torch.jagged)
 
         log_probs, entropy, _ = forward(self._model, chosen, self._temperature)
         whole = [len(sample.prompt_ids) + len(sample.response_ids) for sample in chosen]

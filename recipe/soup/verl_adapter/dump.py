@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
 
 from recipe.soup.errors import first_line
 from recipe.soup.records.marks import marked
-from recipe.soup.settings import SoupSettings
+from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import fetch, without_padding
 from verl_ext.health import ENDED
 
@@ -89,10 +88,8 @@ def columns(batch: KVBatchMeta, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-class DumpStage(PPOTrainer):
-    """Expects `settings` of the trainer."""
-
-    settings: SoupSettings
+class DumpStage(Stage):
+    """Every dump of a run."""
 
     def _init_dump_executor(self) -> None:
         super()._init_dump_executor()

@@ -22,6 +22,7 @@ from recipe.soup.algorithm.baselines import Estimate
 from recipe.soup.algorithm.loss_metrics import loss_sums
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
 from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.algorithm.update import UpdateChoices
 from recipe.soup.settings import SoupSettings
 
 
@@ -87,7 +88,7 @@ def compute_soup_policy_loss(
 
     Args:
         old_log_prob: what ratios are taken against (`losses/registry.py`).
-        rollout_is_weights: weight of each token, of verl's rollout correction and of `losses/token_weights.py`.
+        rollout_is_weights: weight of each token, of verl's rollout correction and of `algorithm/token_weights.py`.
 
     Returns:
         the loss, and verl's metrics of a clipped loss.
@@ -112,6 +113,18 @@ def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
     correction = config.algorithm.get("rollout_correction")
     if settings.mixes and settings.ratio == "decoupled" and correction.rollout_is is None:
         correction.rollout_is = "token"
+
+
+def update_choices(settings: SoupSettings) -> UpdateChoices:
+    """Read off the settings how historical tokens enter the update."""
+    return UpdateChoices(
+        mixes=settings.mixes,
+        ratio=settings.ratio,
+        baseline=settings.baseline,
+        prefix_gradient=settings.prefix_gradient,
+        second_moment=settings.second_moment,
+        loss_tokens=settings.loss_tokens,
+    )
 
 
 def clip_ranges(settings: SoupSettings, config: Any) -> Clip:

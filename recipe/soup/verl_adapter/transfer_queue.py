@@ -1,4 +1,4 @@
-"""Between verl's nested fields in TransferQueue and plain rows."""
+"""Convert batches of TransferQueue, whose fields are nested tensors, to padded tensors and back."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
+from recipe.soup.algorithm.batch import TrainRows, prefix_mask
 from recipe.soup.prefixes.source import FinishedSample
 
 
@@ -34,6 +35,33 @@ def padded(nested: torch.Tensor, width: int) -> torch.Tensor:
     """
     rows = nested.to_padded_tensor(0)
     return F.pad(rows, (0, width - rows.size(1)))  # a negative pad cuts
+
+
+def train_rows(data: Any, current_version: int) -> TrainRows:
+    """Convert the fields of a batch to what the mathematics reads.
+
+    Args:
+        data: nested fields by verl's names: `responses`, `response_mask`, `policy_versions`, `rollout_log_probs`,
+            `old_log_probs`, `rm_scores`, `uid`; and `entropy`, in whose place zeros stand where it is absent.
+        current_version: version that the step rolled out with.
+    """
+    width = int(data["response_mask"].offsets().diff().max())
+    response_mask = padded(data["response_mask"], width).bool()
+    versions = padded(data["policy_versions"], width)
+    current_log_probs = padded(data["old_log_probs"], width)
+    return TrainRows(
+        response_mask=response_mask,
+        response_ids=padded(data["responses"], width),
+        is_historical=prefix_mask(versions, response_mask, current_version),
+        policy_versions=versions,
+        behavior_log_probs=padded(data["rollout_log_probs"], width),
+        current_log_probs=current_log_probs,
+        # verl's bypass_mode has no trainer forward, hence no entropy.
+        entropy=padded(data["entropy"], width) if "entropy" in data else torch.zeros_like(current_log_probs),
+        rewards=padded(data["rm_scores"], width).sum(dim=1),
+        uids=list(data["uid"]),
+        current_version=current_version,
+    )
 
 
 def finished_samples(

@@ -5,13 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from recipe.soup.prefixes.source import PrefixSource
 from recipe.soup.records.metrics_file import validation_accuracy
 from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
-from recipe.soup.settings import SoupSettings
-from recipe.soup.verl_adapter.marked_samples import MarkedGenerations, Shown
+from recipe.soup.verl_adapter.marked_samples import MarkedGenerations
+from recipe.soup.verl_adapter.step_state import Stage, Surprise
 from recipe.soup.verl_adapter.transfer_queue import fetch
 
 Group = tuple[str, str]
@@ -39,22 +37,16 @@ def pass_metrics(scores: Iterable[tuple[Group, float]], expected: dict[Group, in
     }
 
 
-class ValidationStage(PPOTrainer):
-    """Expects `settings`, `source` and `_shown` of the trainer."""
-
-    settings: SoupSettings
-    source: PrefixSource
-    _shown: list[Shown]
-    _surprise: tuple[float, int]
+class ValidationStage(Stage):
+    """Every validation of a run."""
 
     def _validate(self) -> dict[str, float]:
-        self._surprise = (0.0, 0)
+        surprise = self.collected.surprise = Surprise()
         metrics = super()._validate()
         for step, accuracy in validation_accuracy({self.global_steps: metrics}).items():
             self.source.validated(step, accuracy)
-        nats, tokens = self._surprise
-        if tokens:
-            metrics["soup/val/entropy"] = nats / tokens
+        if surprise.tokens:
+            metrics["soup/val/entropy"] = surprise.nats / surprise.tokens
         return metrics
 
     def _measure_surprise(self, batch: KVBatchMeta) -> None:
@@ -65,8 +57,8 @@ class ValidationStage(PPOTrainer):
         data = fetch(batch, ["rollout_log_probs", "response_mask"])
         if "rollout_log_probs" in data:
             mask = data["response_mask"].values().bool()
-            nats, tokens = self._surprise
-            self._surprise = (nats - data["rollout_log_probs"].values()[mask].sum().item(), tokens + int(mask.sum()))
+            self.collected.surprise.nats -= data["rollout_log_probs"].values()[mask].sum().item()
+            self.collected.surprise.tokens += int(mask.sum())
 
     def _val_metrics_update(
         self, data_sources: Any, sample_uids: Any, reward_extra_infos_dict: Any, sample_turns: Any, **kwargs: Any
@@ -84,5 +76,6 @@ class ValidationStage(PPOTrainer):
 
     def _maybe_log_val_generations(self, inputs: Any, outputs: Any, scores: Any) -> None:
         if self.settings.mixes:
-            self.validation_generations_logger = MarkedGenerations(self.validation_generations_logger, self._shown)
+            shown = self.collected.shown
+            self.validation_generations_logger = MarkedGenerations(self.validation_generations_logger, shown)
         super()._maybe_log_val_generations(inputs=inputs, outputs=outputs, scores=scores)

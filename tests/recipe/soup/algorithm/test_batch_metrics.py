@@ -29,6 +29,7 @@ def rows() -> TrainRows:
     current = torch.where(prefix, -torch.rand(5, 4, generator=generator), behavior + 1e-4)
     return TrainRows(
         response_mask=response_mask,
+        response_ids=torch.zeros_like(response_mask, dtype=torch.long),
         is_historical=prefix,
         policy_versions=versions,
         behavior_log_probs=behavior,
@@ -157,6 +158,7 @@ def with_lengths(lengths: list[int], entropy: torch.Tensor) -> TrainRows:
     mask = torch.arange(entropy.size(1)) < torch.tensor(lengths)[:, None]
     return TrainRows(
         response_mask=mask,
+        response_ids=torch.zeros_like(mask, dtype=torch.long),
         is_historical=torch.zeros_like(mask),
         policy_versions=torch.zeros(entropy.shape, dtype=torch.long),
         behavior_log_probs=torch.zeros_like(entropy),
@@ -210,6 +212,7 @@ def aged(lags: list[int], log_ratios: list[float], own: list[bool] | None = None
     prefix = mask & ~torch.tensor([own or [False] * len(lags)])
     return TrainRows(
         response_mask=mask,
+        response_ids=torch.zeros_like(mask, dtype=torch.long),
         is_historical=prefix,
         policy_versions=1000 - torch.tensor([lags]),
         behavior_log_probs=torch.full((1, len(lags)), -1.0, dtype=torch.float64),

@@ -210,9 +210,8 @@ def test_padding_rows_are_not_trained_samples(queue: Queue) -> None:
 def test_the_trainer_and_its_twin_count(composed: Any, queue: Queue, algorithm: str) -> None:
     overrides = [f"algorithm={algorithm}", f"{KEY}=0.5", "actor_rollout_ref.rollout.n=8"]
     trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, *overrides))
-    trainer.trainer_mode = "sync"
     trainer.agent_loop_manager = SimpleNamespace(generate_sequences=lambda batch: None)
-    buffer = trainer._build_replay_buffer()
+    buffer = trainer.replay_buffer
     batch = prompts(*map(str, range(PROMPTS)))
     batch["global_steps"] = NonTensorData(5)
     trainer._submit_batch_to_rollout(batch)

@@ -4,7 +4,6 @@ The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 s
 """
 
 import copy
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +28,7 @@ from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.source import fingerprint
+from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from recipe.soup.verl_adapter.transfer_queue import without_padding
 
@@ -124,13 +124,12 @@ def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Sto
     batch = recorded(store, slice(0, 15))
     uids = list(dict.fromkeys(store.rows[key]["uid"] for key in batch.keys))
     messages = {uid: [{"role": "user", "content": uid}] for uid in uids}
-    trainer._visits = {uid: (i, messages[uid]) for i, uid in enumerate(uids)}
+    trainer.collected.visits = {uid: (i, messages[uid]) for i, uid in enumerate(uids)}
     batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
     assert batch.tags[-1]["is_padding"]
-    trainer._compute_old_log_prob(
-        KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags, extra_info={}), {}
-    )
-    assert trainer._visits == {}
+    batch = KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags, extra_info={})
+    trainer._compute_advantage(trainer._compute_old_log_prob(batch, {}), {})
+    assert trainer.collected == StepState()
     kept = {uid: list(trainer.source.bank.take(fingerprint(messages[uid])).values()) for uid in uids}
     assert sum(map(len, kept.values())) == 15
     several = 0
@@ -161,7 +160,7 @@ def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypa
     store.rows[batch.keys[1]]["extra_fields"][SAMPLED_KEY] = [
         SampledPrefix(31, 0, prefix, 3, False).pack()
     ]  # trained on already
-    replay_buffer = trainer._build_replay_buffer()
+    replay_buffer = trainer.replay_buffer
     replay_buffer.partitions["train"] = dict(zip(batch.keys, batch.tags, strict=True))
     replay_buffer._clear_groups("train", {uid})
     trainer._harvest({})
@@ -222,17 +221,13 @@ class TestPrompts:
 
     @staticmethod
     def with_loader(config: DictConfig, shuffle: bool) -> Any:
-        """A trainer on verl's kind of dataloader, wired as `_init_dataloader` does it."""
-        trainer = make_trainer(SoupTrainer, config)
+        """A trainer on verl's kind of dataloader."""
         rows = [{"raw_prompt": [{"role": "user", "content": str(i)}], "index": torch.tensor(i)} for i in range(40)]
         sampler = create_rl_sampler(OmegaConf.create({"shuffle": shuffle, "seed": 3}), cast(Any, rows))
         loader = StatefulDataLoader(
             cast(Any, rows), batch_size=4, sampler=sampler, collate_fn=collate_fn, drop_last=True
         )
-        trainer.train_dataloader, trainer.train_dataloader_it = loader, None
-        trainer._loader_state = loader.state_dict
-        loader.state_dict = partial(trainer.source.resume_state, trainer._loader_state)
-        return trainer
+        return make_trainer(SoupTrainer, config, loader=loader)
 
     def step(self, trainer: Any, step: int) -> tuple[list[int], list[PromptRequests]]:
         trainer.global_steps = step

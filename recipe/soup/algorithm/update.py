@@ -1,0 +1,81 @@
+"""What enters the loss, decided once for a whole batch; the real path and the lab both ask here.
+
+In two parts: weights of a correction and advantages of `baseline=group` are the driver's, and need the first part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from recipe.soup.algorithm.baselines import Estimate, compare
+from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
+from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.algorithm.token_weights import trained_prefix
+
+
+@dataclass(frozen=True)
+class UpdateChoices:
+    """How historical tokens enter the update: the values of the keys of these names under `algorithm.soup`.
+
+    Attributes:
+        mixes: whether the run mixes at all; if not, the update is verl's.
+    """
+
+    mixes: bool
+    ratio: str
+    baseline: str
+    prefix_gradient: float
+    second_moment: float | None
+    loss_tokens: str
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some prefix tokens may have no gradient."""
+        return self.prefix_gradient < 1 or self.second_moment is not None
+
+
+def ratio_fields(rows: TrainRows, choices: UpdateChoices) -> dict[str, torch.Tensor]:
+    """Say what ratios are taken against, and where the prefix is.
+
+    Returns:
+        `old_log_probs` and `prefix_mask` (0 or 1), both (batch, response_length).
+    """
+    # Without mixing the step is verl's, even where a weight sync has interrupted responses.
+    splices = choices.mixes and RATIOS[choices.ratio].splices
+    spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
+    return {
+        "old_log_probs": spliced if splices else rows.current_log_probs,
+        "prefix_mask": rows.is_historical.long(),
+    }
+
+
+def loss_fields(
+    rows: TrainRows, given: Mapping[str, torch.Tensor], choices: UpdateChoices, estimate: Estimate
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Decide advantages, weights and masks of each token; all tensors are (batch, response_length).
+
+    Args:
+        given: the driver's `advantages` (of `baseline=group`), `response_mask`, `loss_mask`, and `rollout_is_weights`
+            where there are any.
+        estimate: advantages within groups.
+
+    Returns:
+        the fields that take the place of the driver's, none where it has decided; and the prefix tokens that have a
+        policy gradient (bool).
+    """
+    fields: dict[str, torch.Tensor] = {}
+    if not choices.mixes:
+        return fields, rows.is_historical
+    if choices.baseline != "group":
+        advantages = compare(rows, choices.baseline, estimate) * given["response_mask"]
+        fields |= {"advantages": advantages, "returns": advantages}
+    advantages = fields.get("advantages", given["advantages"])
+    trained = trained_prefix(rows, advantages, choices.prefix_gradient, choices.second_moment)
+    if choices.weighs:
+        counts = ~rows.is_historical | trained
+        fields["rollout_is_weights"] = given.get("rollout_is_weights", torch.ones_like(advantages)) * counts
+        if choices.loss_tokens == "trained":
+            # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
+            fields |= {name: given[name] * counts for name in ("response_mask", "loss_mask")}
+    return fields, trained

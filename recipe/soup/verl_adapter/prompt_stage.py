@@ -1,0 +1,102 @@
+"""Prompts ahead of their time: what the trainer tells a source of prefixes, and what it hands out with each batch."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+
+from recipe.soup.names import REQUESTS_KEY
+from recipe.soup.prefixes.make_source import make_source
+from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.requests import PromptRequests
+from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
+from recipe.soup.prefixes.source import BANK_FILE
+from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
+from recipe.soup.verl_adapter.lost_samples import LostSamples
+from recipe.soup.verl_adapter.run_facts import run_facts
+from recipe.soup.verl_adapter.step_state import Stage
+
+
+class PromptStage(Stage):
+    """A prefix source in front of verl's dataloader.
+
+    Attributes:
+        history: the replicas that serve past weights, if the source needs them.
+        lost: counts the samples that never come.
+    """
+
+    history: HistoricalReplicas | None
+    lost: LostSamples
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        prompts_per_epoch = self.steps_per_epoch * self.config.data.train_batch_size
+        self._read_ahead(run_facts(self.config, prompts_per_epoch, self.config.actor_rollout_ref.rollout.seed))
+
+    def _read_ahead(self, facts: RunFacts) -> None:
+        """Make the source, which reads prompts from the dataloader before their step."""
+        self._loader_state = self.train_dataloader.state_dict
+        model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder if self.history else None
+        self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder)
+        # A checkpoint must resume at the first prompt that was not trained on.
+        resume_state = partial(self.source.resume_state, self._loader_state)
+        self.train_dataloader.state_dict = resume_state  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _fetch_prompts(self) -> tuple[TensorDict, list[Any], dict | None]:
+        state = self._loader_state() if self.config.trainer.save_freq > 0 else None
+        batch = super()._fetch_one_gen_batch()
+        return batch, list(cast(Any, batch["raw_prompt"])), state
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        chunk, prefixes = self.source.take(self.global_steps)
+        if self.source.wants_responses:
+            visits = enumerate(chunk.messages, start=chunk.first_ordinal)
+            self.collected.visits.update(zip(cast(Any, chunk.batch["uid"]), visits, strict=True))
+        tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, [PromptRequests(prefixes=slots) for slots in prefixes])
+        return chunk.batch
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        batch = super()._next_train_batch(num_prompts)
+        if num_prompts is None:  # the step's own batch, not a refill of filtered groups
+            self.source.order(self.global_steps, list(cast(Any, batch[REQUESTS_KEY])))
+        return batch
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        self.lost.send(batch)
+        return super()._submit_batch_to_rollout(batch)
+
+    def on_sample_end(self) -> None:
+        super().on_sample_end()
+        self.source.generated(self.global_steps)
+
+    def on_step_end(self) -> None:
+        # Before the current policy's engine wakes up.
+        with marked_timer("snapshot", self.timing_raw):
+            self.source.updated(self.global_steps)
+        super().on_step_end()
+
+    # ------------------------------------------------------------------ checkpoint
+
+    def _save_checkpoint(self) -> None:
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        # Before verl's part, which ends by declaring the checkpoint complete.
+        self.source.save(folder)
+        super()._save_checkpoint()
+        for outlived in folder.parent.glob(f"global_step_*/{SNAPSHOT_FOLDER}"):
+            if not (outlived.parent / "actor").exists():  # verl keeps `max_actor_ckpt_to_keep`
+                shutil.rmtree(outlived)
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        if self.config.trainer.resume_mode == "resume_path":
+            folder = Path(self.config.trainer.resume_from_path)
+        if (folder / BANK_FILE).exists():  # without it `algorithm=soup` was refused at start
+            self.source.load(folder)

@@ -1,0 +1,25 @@
+"""What a source of prefixes must know of the run, from verl's config."""
+
+from typing import Any
+
+from recipe.soup.prefixes.plan import RunFacts
+
+
+def run_facts(config: Any, prompts_per_epoch: int, seed: int) -> RunFacts:
+    """Read the facts of a run.
+
+    Args:
+        config: verl's whole config.
+        prompts_per_epoch: prompts after which they come again.
+        seed: of everything that is drawn.
+    """
+    rollout, prompts_per_step = config.actor_rollout_ref.rollout, config.data.train_batch_size
+    steps = prompts_per_epoch // prompts_per_step * config.trainer.total_epochs
+    return RunFacts(
+        samples=rollout.n,
+        response_length=rollout.response_length,
+        seed=seed,
+        prompts_per_step=prompts_per_step,
+        last_step=min(config.trainer.total_training_steps or steps, steps),
+        prompts_per_epoch=prompts_per_epoch,
+    )

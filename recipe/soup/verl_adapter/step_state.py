@@ -1,0 +1,79 @@
+"""What the trainer collects in one step or one validation, in one object that its stages share."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.names import SAMPLED_KEY
+from recipe.soup.prefixes.requests import SampledPrefix
+from recipe.soup.prefixes.source import PrefixSource
+from recipe.soup.settings import SoupSettings
+from recipe.soup.verl_adapter.marked_samples import Shown
+
+
+@dataclass
+class Surprise:
+    """Of a validation's sampled tokens: the sum of their -log-probs, in nats, and their number."""
+
+    nats: float = 0.0
+    tokens: int = 0
+
+
+@dataclass
+class StepState:
+    """What is collected while a step's samples come in, and used before its weights are updated.
+
+    Attributes:
+        visits: place in the order of training and chat messages of each prompt that was sent out, by uid.
+        prefixes: those that samples brought back for later steps.
+        rows: the batch, from its old log-probs on.
+        shown: mixed samples of the last step, for the trackers; they wait for the next validation.
+        surprise: of the last validation, or the one that runs.
+    """
+
+    visits: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    prefixes: list[SampledPrefix] = field(default_factory=list)
+    rows: TrainRows | None = None
+    shown: list[Shown] = field(default_factory=list)
+    surprise: Surprise = field(default_factory=Surprise)
+
+    def add_prefixes(self, extra_fields: Iterable[Any], tags: Iterable[dict]) -> None:
+        """Unpack what samples brought back; verl's padding rows repeat the first sample's extra fields."""
+        for extra, tag in zip(extra_fields, tags, strict=True):
+            if not tag.get("is_padding", False):
+                self.prefixes += map(SampledPrefix.unpack, getattr(extra, "data", extra)[SAMPLED_KEY])
+
+    def forget(self, uids: Iterable[Any]) -> None:
+        """Drop the visits of these prompts."""
+        for uid in uids:
+            self.visits.pop(str(uid), None)
+
+    def clear(self, others_wait: bool) -> None:
+        """Drop what the step has used.
+
+        Args:
+            others_wait: whether prompts of other batches are being sampled, whose visits stay.
+        """
+        if others_wait:
+            self.forget(self.rows.uids if self.rows is not None else ())
+        else:
+            self.visits.clear()  # those of groups that were filtered out as well
+        self.prefixes = []
+        self.rows = None
+
+
+class Stage(PPOTrainer):
+    """A part of the trainer; `trainer.SoupStages` makes what they share.
+
+    Attributes:
+        settings: `algorithm.soup`.
+        source: where prefixes come from.
+        collected: what is known of the step so far.
+    """
+
+    settings: SoupSettings
+    source: PrefixSource
+    collected: StepState
