@@ -21,7 +21,7 @@ setup(
     package_data={"": ["*.yaml", "*.j2"]},
     install_requires=[
         *("hydra-core>=1.3,<1.4", "numpy", "omegaconf", "packaging", "wrapt>=1.15"),
-        *("jinja2", "math-verify", "matplotlib", "pandas", "pyyaml", "rich", "tensorboard", "tqdm"),
+        *("jinja2", "math-verify", "matplotlib", "pandas", "pydantic>=2.4,<3", "pyyaml", "rich", "tensorboard", "tqdm"),
     ],
     extras_require={
         "gpu": [VERL.replace("verl", "verl[vllm]"), "TransferQueue==0.1.11", "cachetools"],

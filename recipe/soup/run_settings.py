@@ -1,5 +1,7 @@
 """The settings of one run: `algorithm.soup`, with what is left to `auto` decided by the rest of the config."""
 
+from typing import Literal
+
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.names import TRAINER_MODE
@@ -29,7 +31,7 @@ def what_auto_means(config: DictConfig) -> str | None:
     return f"algorithm.soup.behavior_log_probs=auto: {who}, since {why}."
 
 
-def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[str, str]:
+def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[Literal["rollout", "trainer"], str]:
     """Who computes the behaviour log-probs of prefixes where that is `auto`, and why; our choice.
 
     The continuation's ratio is the trainer's log-probs against the trainer's. With the engine's on the prefix, that

@@ -17,14 +17,14 @@ from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, Sampled
 from recipe.soup.prefixes.source import FinishedSample, RunFacts
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
 
-LENGTH = PrefixLengthSettings("fixed", min=1, max=2)
+LENGTH = PrefixLengthSettings(distribution="fixed", min=1, max=2)
 
 
 class Run:
     """A trainer without training: takes, orders and harvests as the real one does, and records versions."""
 
     def __init__(
-        self, lag: int, warm_start: str, last_step: int, per_step: int = 4, chunk_size: int = 4, **settings: Any
+        self, lag: int, warm_start: Any, last_step: int, per_step: int = 4, chunk_size: int = 4, **settings: Any
     ) -> None:
         self.per_step, self.chunk_size, self.last_step = per_step, chunk_size, last_step
         self.fetched = self.seeded = 0
@@ -160,15 +160,16 @@ def test_pure_leaves_a_prompt_unmixed_only_while_its_own_version_does_not_exist(
     lag=st.integers(0, 8),
     end=st.integers(0, 8),
     shape=st.sampled_from(["linear", "cosine"]),
-    steps=st.none() | st.integers(2, 25),
+    moving=st.none() | st.integers(2, 25),
     warmup=st.integers(0, 6),
     warm_start=st.sampled_from(["pure", "fill", "ramp"]),
     distribution=st.sampled_from(["fixed", "uniform"]),
 )
 def test_a_lag_that_grows_or_falls_is_exact(
-    lag: int, end: int, shape: str, steps: int | None, warmup: int, warm_start: str, distribution: str
+    lag: int, end: int, shape: Any, moving: int | None, warmup: int, warm_start: str, distribution: str
 ) -> None:
-    schedules = Schedules(lag=ScheduleSettings(shape, end, steps, warmup))
+    steps = None if moving is None else warmup + moving
+    schedules = Schedules(lag=ScheduleSettings(shape=shape, end=end, steps=steps, warmup=warmup))
     run = Run(lag, warm_start, 20, schedules=schedules, lag_distribution=distribution)
     ages = assert_exact(run)
     assert run.fetched == 20 * run.per_step
@@ -177,14 +178,14 @@ def test_a_lag_that_grows_or_falls_is_exact(
 
 @pytest.mark.parametrize(("lag", "end"), [(1, 7), (7, 1)])
 def test_a_scheduled_lag_is_that_of_the_step_that_trains(lag: int, end: int) -> None:
-    run = Run(lag, "pure", last_step=20, schedules=Schedules(lag=ScheduleSettings("linear", end, 13)))
+    run = Run(lag, "pure", last_step=20, schedules=Schedules(lag=ScheduleSettings(shape="linear", end=end, steps=13)))
     moved = np.rint(np.linspace(lag, end, 13)).astype(int).tolist() + [end] * 7
     expected = [[wanted if wanted < step else None] * 4 for step, wanted in enumerate(moved, start=1)]
     assert ages(run) == expected
 
 
 def test_a_lag_that_ends_between_two_updates_is_exact() -> None:
-    assert_exact(Run(1, "fill", 20, schedules=Schedules(lag=ScheduleSettings("linear", 2.7, 5))))
+    assert_exact(Run(1, "fill", 20, schedules=Schedules(lag=ScheduleSettings(shape="linear", end=2.7, steps=5))))
 
 
 class TestSeveral:
@@ -251,7 +252,7 @@ class TestSeveral:
 
 
 def test_a_fraction_is_of_what_responses_were_like_when_the_prompt_was_fetched(tmp_path: Path) -> None:
-    length = PrefixLengthSettings("fixed", unit="fraction", min=0.0, max=0.5)
+    length = PrefixLengthSettings(distribution="fixed", unit="fraction", min=0.0, max=0.5)
     source, orders = TestSeveral.start(prefix_length=length)
     assert source.wants_responses
     assert not TestSeveral.start()[0].wants_responses

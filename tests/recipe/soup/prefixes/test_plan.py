@@ -44,7 +44,7 @@ class TestSchedule:
     @given(start=st.floats(0, 100), end=st.floats(0, 100), warmup=st.integers(0, 9), after=st.integers(1, 30))
     def test_linear_goes_straight_to_its_end_and_stays(self, start: float, end: float, warmup: int, after: int) -> None:
         steps = warmup + 1 + after
-        schedule = ScheduleSettings("linear", end, steps, warmup)
+        schedule = ScheduleSettings(shape="linear", end=end, steps=steps, warmup=warmup)
         values = [value_at(schedule, start, step, LAST_STEP) for step in range(1, steps + 20)]
         line = np.interp(np.arange(1, steps + 20), [0, warmup + 1, steps], [0, start, end])
         assert values == pytest.approx(line.tolist())
@@ -55,7 +55,7 @@ class TestSchedule:
         self, start: float, end: float, warmup: int, after: int
     ) -> None:
         steps = warmup + 1 + after
-        schedule = ScheduleSettings("cosine", end, steps, warmup)
+        schedule = ScheduleSettings(shape="cosine", end=end, steps=steps, warmup=warmup)
         for step in range(warmup + 1, steps + 1):
             angle = math.pi * (step - warmup - 1) / after
             wave = (start + end) / 2 + (start - end) / 2 * math.cos(angle)
@@ -63,8 +63,8 @@ class TestSchedule:
         assert value_at(schedule, start, steps + 20, LAST_STEP) == pytest.approx(end)
 
     @pytest.mark.parametrize("shape", ["linear", "cosine"])
-    def test_without_steps_the_end_is_reached_at_the_runs_last_step(self, shape: str) -> None:
-        schedule = ScheduleSettings(shape, end=2.0)
+    def test_without_steps_the_end_is_reached_at_the_runs_last_step(self, shape: Any) -> None:
+        schedule = ScheduleSettings(shape=shape, end=2.0)
         values = [value_at(schedule, 6.0, step, LAST_STEP) for step in range(1, LAST_STEP + 1)]
         assert values[0] == 6.0
         assert values[-1] == pytest.approx(2.0)
@@ -72,8 +72,8 @@ class TestSchedule:
         assert all(later < earlier for earlier, later in pairwise(values))
 
     @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
-    def test_warm_up_rises_evenly_from_nothing(self, shape: str) -> None:
-        schedule = ScheduleSettings(shape, end=None if shape == "constant" else 9.0, warmup=3)
+    def test_warm_up_rises_evenly_from_nothing(self, shape: Any) -> None:
+        schedule = ScheduleSettings(shape=shape, end=None if shape == "constant" else 9.0, warmup=3)
         values = [value_at(schedule, 2.0, step, LAST_STEP) for step in range(1, 5)]
         assert values == pytest.approx([0.5, 1.0, 1.5, 2.0])
 
@@ -83,9 +83,9 @@ class TestSchedule:
         warmup=st.integers(0, 60), step=st.integers(1, 100),
     )  # fmt: skip
     def test_the_value_never_leaves_the_range(
-        self, shape: str, start: float, end: float, steps: int | None, warmup: int, step: int
+        self, shape: Any, start: float, end: float, steps: int | None, warmup: int, step: int
     ) -> None:
-        schedule = ScheduleSettings(shape, None if shape == "constant" else end, steps, warmup)
+        schedule = ScheduleSettings(shape=shape, end=None if shape == "constant" else end, steps=steps, warmup=warmup)
         bounds = [start] if shape == "constant" else [start, end]
         low, high = min(bounds + ([0.0] if step <= warmup else [])), max(bounds)
         assert low - 1e-9 <= value_at(schedule, start, step, LAST_STEP) <= high + 1e-9

@@ -25,7 +25,7 @@ class Run:
     def __init__(
         self,
         length: PrefixLengthSettings,
-        on_eos: str = "keep",
+        on_eos: Any = "keep",
         share: float = 0.5,
         reward: Callable[[int, int], float] = lambda step, sample: 0.0,
         log_prob: Callable[[int, int], float] = lambda step, sample: -1.0,
@@ -58,7 +58,7 @@ class Run:
 
 
 def test_the_first_visit_mixes_nothing_and_the_next_one_what_it_left() -> None:
-    run = Run(PrefixLengthSettings("fixed", min=1, max=3))
+    run = Run(PrefixLengthSettings(distribution="fixed", min=1, max=3))
     assert run.step(1) == run.step(2) == [{}, {}, {}]
     for row, slots in enumerate(run.step(3)):
         assert set(slots) == {0, 1}  # half of four samples
@@ -69,18 +69,18 @@ def test_the_first_visit_mixes_nothing_and_the_next_one_what_it_left() -> None:
 
 
 def test_a_mixed_response_that_is_replayed_again_keeps_every_tokens_version() -> None:
-    run = Run(PrefixLengthSettings("fixed", min=1, max=4), share=1.0)
+    run = Run(PrefixLengthSettings(distribution="fixed", min=1, max=4), share=1.0)
     for step in range(1, 5):
         run.step(step)
     versions = {tuple(prefix.versions) for slots in run.step(5) for prefix in slots.values()}
     assert versions == {(0, 0, 0, 0)}
-    run = Run(PrefixLengthSettings("uniform", min=1, max=4), share=1.0)
+    run = Run(PrefixLengthSettings(distribution="uniform", min=1, max=4), share=1.0)
     seen = {tuple(p.versions) for step in range(1, 30) for slots in run.step(step) for p in slots.values()}
     assert any(len(set(versions)) >= 3 for versions in seen)
 
 
 def test_which_responses_are_kept_is_drawn_anew_at_each_visit() -> None:
-    run = Run(PrefixLengthSettings("fixed", min=1, max=2))
+    run = Run(PrefixLengthSettings(distribution="fixed", min=1, max=2))
     drawn = {p.token_ids[0] % 10 for step in range(1, 20) for slots in run.step(step) for p in slots.values()}
     assert drawn == set(range(SAMPLES))
 
@@ -96,7 +96,7 @@ def kept(run: Run, visits: int = 1) -> list[list[int]]:
     return seen
 
 
-LENGTH = PrefixLengthSettings("fixed", min=1, max=3)
+LENGTH = PrefixLengthSettings(distribution="fixed", min=1, max=3)
 
 
 class TestSelection:
@@ -155,15 +155,15 @@ class TestSelection:
 
 def test_a_schedule_takes_the_step_at_which_the_prefix_is_used() -> None:
     """Six prompts, three a step: what step t leaves is used at step t + 2."""
-    run = Run(PrefixLengthSettings("fixed", min=1, max=5), share=1.0)
-    run.source.settings.schedules.prefix_length = ScheduleSettings("linear", end=1, steps=5)
+    run = Run(PrefixLengthSettings(distribution="fixed", min=1, max=5), share=1.0)
+    run.source.settings.schedules.prefix_length = ScheduleSettings(shape="linear", end=1, steps=5)
     run.source.facts = replace(run.source.facts, prompts_per_epoch=PROMPTS)
     lengths = {step: {len(prefix) for slots in run.step(step) for prefix in slots.values()} for step in range(1, 7)}
     assert lengths == {1: set(), 2: set(), 3: {3}, 4: {2}, 5: {1}, 6: {1}}
 
 
 def test_whole_is_trajectory_level_mixing() -> None:
-    run = Run(PrefixLengthSettings("whole", min=RESPONSE_LENGTH, max=RESPONSE_LENGTH))
+    run = Run(PrefixLengthSettings(distribution="whole", min=RESPONSE_LENGTH, max=RESPONSE_LENGTH))
     run.step(1)
     run.step(2)
     prefixes = [prefix for slots in run.step(3) for prefix in slots.values()]
@@ -173,7 +173,7 @@ def test_whole_is_trajectory_level_mixing() -> None:
 
 @pytest.mark.parametrize("on_eos", ["keep", "cut"])
 def test_a_response_shorter_than_the_prefix(on_eos: str) -> None:
-    run = Run(PrefixLengthSettings("fixed", min=1, max=7), on_eos)
+    run = Run(PrefixLengthSettings(distribution="fixed", min=1, max=7), on_eos)
     run.step(1)
     run.step(2)
     prefixes = [prefix for slots in run.step(3) for prefix in slots.values()]
@@ -182,14 +182,14 @@ def test_a_response_shorter_than_the_prefix(on_eos: str) -> None:
 
 
 def test_nothing_is_fetched_ahead_and_a_resumed_run_goes_on(tmp_path: Path) -> None:
-    whole, stopped = (Run(PrefixLengthSettings("uniform", min=1, max=4)) for _ in range(2))
+    whole, stopped = (Run(PrefixLengthSettings(distribution="uniform", min=1, max=4)) for _ in range(2))
     expected = [whole.step(step) for step in range(1, 7)]
     for step in range(1, 4):
         stopped.step(step)
         assert stopped.fetched == 3 * step
     stopped.source.save(tmp_path)
     assert read_source(tmp_path) == "replay"
-    resumed = Run(PrefixLengthSettings("uniform", min=1, max=4))
+    resumed = Run(PrefixLengthSettings(distribution="uniform", min=1, max=4))
     resumed.source.load(tmp_path)
     resumed.fetched = stopped.source.resume_state(lambda: stopped.fetched)
     for step in range(4, 7):

@@ -65,7 +65,7 @@ def make(
     base: str,
     engine: Engine,
     lag: int = 3,
-    warm_start: str = "fill",
+    warm_start: Any = "fill",
     share: float = 0.5,
     soup: dict[str, Any] | None = None,
     **snapshot: Any,
@@ -75,7 +75,7 @@ def make(
         source="snapshot",
         lag=lag,
         mixed_share=share,
-        prefix_length=PrefixLengthSettings("fixed", min=1, max=4),
+        prefix_length=PrefixLengthSettings(distribution="fixed", min=1, max=4),
         warm_start=warm_start,
         snapshot=SnapshotSettings(**{"every": 1, **snapshot}),
         **(soup or {}),
@@ -136,7 +136,7 @@ def test_a_lag_is_drawn_for_each_step(base: str, warm_start: str, distribution: 
 @pytest.mark.parametrize("warm_start", ["pure", "fill"])
 def test_a_lag_that_grows_or_falls(base: str, warm_start: str, lag: int, end: int, placement: str) -> None:
     """By 1 a step, from step 4 on, after a warm-up."""
-    schedule = ScheduleSettings("linear", end, 4 + abs(end - lag), 3)
+    schedule = ScheduleSettings(shape="linear", end=end, steps=4 + abs(end - lag), warmup=3)
     source = make(base, Engine(), lag, warm_start, placement=placement, soup={"schedules": Schedules(lag=schedule)})
     for number in range(1, LAST_STEP + 1):
         since = min(max(number - 4, 0), abs(end - lag))
