@@ -74,16 +74,21 @@ def test_the_file_is_verls_with_our_columns_to_the_last_digit(
     assert written(ours, batch, tmp_path / "ours").splitlines() == expected
 
 
-def test_the_step_waits_for_the_fetch_only(ours: Any, store: Store, tmp_path: Path) -> None:
-    """The writer is held up in its first text; the samples are cleared from TransferQueue meanwhile."""
-    batch, go_on = trained(store), threading.Event()
-    decode = ours._writers_tokenizer.decode
+def hold_up(trainer: Any) -> threading.Event:
+    """The writer waits in its first text until the event is set."""
+    go_on, decode = threading.Event(), trainer._writers_tokenizer.decode
 
-    def slow(*args: Any, **kwargs: Any) -> str:
+    def held_up(*args: Any, **kwargs: Any) -> str:
         assert go_on.wait(PATIENCE)
         return decode(*args, **kwargs)
 
-    ours._writers_tokenizer.decode = slow
+    trainer._writers_tokenizer.decode = held_up
+    return go_on
+
+
+def test_the_step_waits_for_the_fetch_only(ours: Any, store: Store, tmp_path: Path) -> None:
+    """The writer is held up in its first text; the samples are cleared from TransferQueue meanwhile."""
+    batch, go_on = trained(store), hold_up(ours)
     ours.tokenizer.decode = lambda *args, **kwargs: pytest.fail("the trainer's thread made a text")
     ours._log_rollout_data(batch, {}, str(tmp_path))
     assert not ours._dump_futures[0].done()
@@ -149,7 +154,9 @@ def test_a_full_disk_is_told_at_once_and_ends_the_run(
 ) -> None:
     batch = trained(store)
     (tmp_path / f"{STEP}.jsonl").symlink_to("/dev/full")  # has no room for anything
+    go_on = hold_up(ours)  # or the first dump might see its own failure
     ours._log_rollout_data(batch, {}, str(tmp_path))
+    go_on.set()
     wait(ours._dump_futures, PATIENCE)
     told = capsys.readouterr().err
     assert f"The samples of step {STEP} could not be written to {tmp_path}: OSError: [Errno 28]" in told
