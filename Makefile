@@ -55,7 +55,7 @@ unit: install ## tests without Ray (about four minutes)
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
 	$(PYTEST) -m real_run
 
-real-model: install ## a real language model, SmolLM2, through training, verify and show: TIME on two cores
+real-model: install ## a real language model, SmolLM2, in every tool: twenty minutes or so on two cores
 	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model
 	test -e runs/smollm2/data/train.parquet || $(BIN)/python -m examples.smollm2.build_data
 	$(BIN)/python -m pytest -m real_model -s

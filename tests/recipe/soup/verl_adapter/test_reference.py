@@ -14,10 +14,9 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def test_a_reference_policy_of_the_same_weights_gives_the_same_log_probs(composed: Any, store: Store) -> None:
-    split = "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=32"
-    config = composed(*COUNTDOWN, "algorithm=soup", split)
+    config = composed(*COUNTDOWN, "algorithm=soup")
     group = WorkerGroup(config, store)
-    reference: Any = ActorRolloutRefWorker(config=copy.deepcopy(config.actor_rollout_ref), role="ref")
+    reference: Any = ActorRolloutRefWorker(config=copy.deepcopy(config).actor_rollout_ref, role="ref")
     reference.init_model()  # verl would pin its weights in host memory, which takes an accelerator
     batch = recorded(store)
     make_trainer(SoupTrainer, config, group)._compute_old_log_prob(batch, {})
