@@ -1,12 +1,21 @@
 """A comparison as a YAML file: which configurations, which seeds, what they share."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from recipe.soup.errors import refuse
 
@@ -14,8 +23,6 @@ DRIVERS = {
     "lab": ["recipe.soup.lab"],
     "main_ppo": ["verl.trainer.main_ppo"],
 }
-KEYS = ("driver", "baseline", "seeds", "common", "runs")
-OPTIONAL = ("first_seeds", "steps")
 LAST_CHECKPOINT = "trainer.max_actor_ckpt_to_keep=1"
 """All that a killed run needs to go on; a study may want more."""
 
@@ -85,27 +92,42 @@ class Run:
         return replace(self, overrides=overrides, folder=folder)
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a study's file says.
+class Study(BaseModel):
+    """What a study's file says; a key's description is what a wrong value is told it must be."""
 
-    Attributes:
-        driver: `lab` or `main_ppo`.
-        baseline: name of the configuration that the others are compared with, seed by seed.
-        seeds: every configuration runs with each.
-        common: overrides that all share; the twins differ in `runs` only.
-        runs: overrides by name.
-        first_seeds: how many of the seeds a configuration runs with, for those that run with fewer.
-        steps: at which the report compares, beside the end: named before anything ran.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    driver: str
-    baseline: str
-    seeds: list[int]
-    common: list[str]
-    runs: dict[str, list[str]]
-    first_seeds: dict[str, int] = field(default_factory=dict)
-    steps: list[int] = field(default_factory=list)
+    driver: Literal["lab", "main_ppo"]
+    baseline: StrictStr = Field(description="the name of a run, with which the others are compared seed by seed")
+    seeds: list[StrictInt] = Field(min_length=1, description="a list of different whole numbers, [0, 1, 2]")
+    """Every configuration runs with each."""
+    common: list[StrictStr] = Field(description="a list of overrides, [example=countdown], or []")
+    """What all share; the twins differ in `runs` only."""
+    runs: dict[StrictStr, list[StrictStr]] = Field(
+        description="for each name a list of overrides, grpo: [algorithm=grpo]"
+    )
+    first_seeds: dict[StrictStr, StrictInt] = Field({}, description="a number for each name")
+    """How many of the seeds a configuration runs with, for those that run with fewer."""
+    steps: list[StrictInt] = Field([], description="a list of different whole numbers, [100, 200]")
+    """At which the report compares, beside the end: named before anything ran."""
+
+    @field_validator("seeds", "steps")
+    @classmethod
+    def _are_different(cls, numbers: list[int]) -> list[int]:
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("a number twice")
+        return numbers
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.runs:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise refuse("runs", name, "a name has letters, digits, dots, dashes and underscores only.")
+        for key, names in (("first_seeds", list(self.first_seeds)), ("baseline", [self.baseline])):
+            for name in names:
+                if name not in self.runs:
+                    raise refuse(key, name, f"is none of the runs {', '.join(self.runs)}.")
+        return self
 
     def only(self, names: list[str]) -> "Study":
         """With these configurations and the baseline.
@@ -117,7 +139,7 @@ class Study:
             if name not in self.runs:
                 raise refuse("--only", name, f"is none of the runs {', '.join(self.runs)}.")
         kept = {name: overrides for name, overrides in self.runs.items() if name in (*names, self.baseline)}
-        return replace(self, runs=kept)
+        return self.model_copy(update={"runs": kept})
 
     def in_folder(self, out: Path) -> list[Run]:
         """All runs, one seed after the other, so that an interrupted study has whole seeds."""
@@ -148,52 +170,24 @@ def read_study(path: Path) -> Study:
     except yaml.YAMLError as error:
         raise refuse("study", path, f"is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise refuse("study", path, f"has no keys; it needs {', '.join(KEYS)}.")
-    for key in KEYS:
-        if key not in content:
-            raise refuse("study", path, f"`{key}` is missing; it needs {', '.join(KEYS)}.")
-    if unknown := set(content) - {*KEYS, *OPTIONAL}:
-        raise refuse("study", path, f"`{unknown.pop()}` is not known; it has {', '.join((*KEYS, *OPTIONAL))}.")
-    _check_types(path, content)
-    study = Study(**content)
-    if study.driver not in DRIVERS:
-        raise refuse("driver", study.driver, f"choose one of {', '.join(DRIVERS)}.")
-    for name in study.runs:
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise refuse("runs", name, "a name has letters, digits, dots, dashes and underscores only.")
-    for name in study.first_seeds:
-        if name not in study.runs:
-            raise refuse("first_seeds", name, f"is none of the runs {', '.join(study.runs)}.")
-    if study.baseline not in study.runs:
-        raise refuse("baseline", study.baseline, f"is none of the runs {', '.join(study.runs)}.")
-    return study
+        raise refuse("study", path, f"has no keys; it needs {', '.join(_keys(needed=True))}.")
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(path, error.errors()[0], content) from None
 
 
-def _check_types(path: Path, content: dict[str, Any]) -> None:
-    """Raise SystemExit where YAML gave something else than a study has."""
+def _keys(needed: bool) -> list[str]:
+    return [key for key, field in Study.model_fields.items() if field.is_required() or not needed]
 
-    def strings(value: object) -> bool:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
-    def mapping(value: object, of: Callable[[Any], bool]) -> bool:
-        return isinstance(value, dict) and all(isinstance(key, str) and of(item) for key, item in value.items())
-
-    def whole_numbers(value: object) -> bool:
-        if not isinstance(value, list) or not all(isinstance(item, int) for item in value):
-            return False
-        return len(set(value)) == len(value)
-
-    seeds = content["seeds"]
-    for key, is_right, form in (
-        ("seeds", whole_numbers(seeds) and bool(seeds), "a list of different whole numbers, [0, 1, 2]"),
-        ("common", strings(content["common"]), "a list of overrides, [example=countdown], or []"),
-        ("runs", mapping(content["runs"], strings), "for each name a list of overrides, grpo: [algorithm=grpo]"),
-        ("steps", whole_numbers(content.get("steps", [])), "a list of different whole numbers, [100, 200]"),
-        (
-            "first_seeds",
-            mapping(content.get("first_seeds", {}), lambda n: isinstance(n, int)),
-            "a number for each name",
-        ),
-    ):
-        if not is_right:
-            raise refuse(key, content.get(key), f"in {path} must be {form}.")
+def _refusal(path: Path, error: Any, content: dict[str, Any]) -> SystemExit:
+    """One of pydantic's errors as a sentence of ours."""
+    key, kind = error["loc"][0], error["type"]
+    if kind == "missing":
+        return refuse("study", path, f"`{key}` is missing; it needs {', '.join(_keys(needed=True))}.")
+    if kind in ("extra_forbidden", "invalid_key"):
+        return refuse("study", path, f"`{key}` is not known; it has {', '.join(_keys(needed=False))}.")
+    if kind == "literal_error":
+        return refuse(key, content[key], f"choose one of {', '.join(DRIVERS)}.")
+    return refuse(key, content[key], f"in {path} must be {Study.model_fields[key].description}.")

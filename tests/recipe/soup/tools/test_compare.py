@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from recipe.soup.tools.compare.results import (
     read_result,
 )
 from recipe.soup.tools.compare.run import read_logs
-from recipe.soup.tools.compare.study import Run, Study, read_study
+from recipe.soup.tools.compare.study import DRIVERS, Run, Study, read_study
 
 PROBLEMS, TRIES = 6, 8
 STUDY: dict[str, Any] = {
@@ -91,7 +91,14 @@ def study_file(tmp_path: Path) -> Path:
         ({"seeds": 3}, ["seeds=3", "different whole numbers"]),
         ({"seeds": [1, 1]}, ["seeds=[1, 1]", "different whole numbers"]),
         ({"seeds": []}, ["seeds=[]", "different whole numbers"]),
+        ({"seeds": [0, True]}, ["seeds=[0, True]", "different whole numbers"]),
+        ({"steps": [100, 100]}, ["steps=[100, 100]", "different whole numbers"]),
+        ({"steps": "100"}, ["steps=100", "different whole numbers"]),
+        ({"common": ["example=countdown", 3]}, ["common=['example=countdown', 3]", "a list of overrides"]),
+        ({"baseline": 3}, ["baseline=3", "the name of a run"]),
+        ({3: "x"}, ["`3` is not known", "first_seeds, steps"]),
         ({"first_seeds": [1]}, ["first_seeds=[1]", "a number for each name"]),
+        ({"first_seeds": {"soup": "2"}}, ["first_seeds={'soup': '2'}", "a number for each name"]),
     ],
 )
 def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, words: list[str]) -> None:
@@ -100,7 +107,12 @@ def test_a_wrong_study_is_refused_in_a_sentence(tmp_path: Path, change: dict, wo
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(SystemExit) as refusal:
         read_study(path)
-    assert all(word in str(refusal.value) for word in words)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_study_may_choose_among_all_drivers() -> None:
+    assert get_args(Study.model_fields["driver"].annotation) == tuple(DRIVERS)
 
 
 @pytest.mark.parametrize(("text", "words"), [("runs: [", "is no YAML"), ("- a\n- b\n", "has no keys")])
