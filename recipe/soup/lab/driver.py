@@ -210,7 +210,7 @@ class Lab:
         """All of a step's samples and the prefixes that it leaves for later ones, in one batch."""
         started: list[tuple[int, list[int], Prefix | None]] = []
         asked: list[tuple[list[int], int]] = []
-        orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+        orders = [order for row in rows for per_sample in row.requests.values() for order in per_sample]
         for index, row in enumerate(rows):
             prompt_ids = self._prompt_ids(messages[index])
             for number in range(self.rollout.n):

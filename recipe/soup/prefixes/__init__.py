@@ -1,4 +1,4 @@
-"""Where prefixes come from: sampled ahead of time, by past weights, or replayed.
+"""Where prefixes come from: sampled ahead of time, sampled by past weights, or replayed.
 
-May import `settings` and `errors`; no verl, and nothing of the update.
+May import `settings` and `errors`; imports no verl and nothing of the update.
 """

@@ -1,4 +1,4 @@
-"""Keeps prefixes until their prompt is trained on."""
+"""Keep prefixes until their prompt is trained on."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +9,9 @@ from recipe.soup.prefixes.prefix import Prefix
 
 
 class PrefixBank:
-    """Prefixes by prompt (any number that identifies it) and slot (which of the prompt's samples gets it).
+    """Hold prefixes by prompt (any number that identifies it) and slot (which of the prompt's samples gets it).
 
-    Holds 8 bytes a token. Not thread-safe.
+    Takes 8 bytes a token. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -20,14 +20,14 @@ class PrefixBank:
         self._nbytes = 0
 
     def put(self, prompt: int, slot: int, prefix: Prefix) -> None:
-        """Store a prefix; putting the same slot again replaces it."""
+        """Store a prefix, in place of the one that the slot may have."""
         slots = self._prompts.setdefault(prompt, {})
         self._count(slots.get(slot), -1)
         slots[slot] = prefix
         self._count(prefix, 1)
 
     def slots(self, prompt: int) -> frozenset[int]:
-        """The slots of a prompt that have their prefix."""
+        """Return the slots of a prompt that have their prefix."""
         return frozenset(self._prompts.get(prompt, ()))
 
     def take(self, prompt: int) -> dict[int, Prefix]:
@@ -47,11 +47,11 @@ class PrefixBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays held."""
+        """Number of bytes in the arrays."""
         return self._nbytes
 
     def items(self) -> Iterable[tuple[int, int, Prefix]]:
-        """Prompt, slot and prefix of everything held."""
+        """Iterate over (prompt, slot, prefix)."""
         for prompt, slots in self._prompts.items():
             for slot, prefix in slots.items():
                 yield prompt, slot, prefix
@@ -60,9 +60,9 @@ class PrefixBank:
         """Write the bank as one .npz of plain arrays.
 
         Args:
-            source: where the prefixes came from.
-            next_ordinal: the first prompt, in data order, that was not trained on yet.
-            fingerprints: of the prompts that come next, by ordinal; a resumed run must meet the same ones.
+            source: `algorithm.soup.source` of the run.
+            next_ordinal: place in the order of training of the first prompt that was not trained on yet.
+            fingerprints: fingerprint of each prompt that comes next, by ordinal; a resumed run must meet the same.
         """
         items = list(self.items())
         table = [(prompt, slot, p.complete, len(p), len(p.version_spans)) for prompt, slot, p in items]
@@ -72,25 +72,25 @@ class PrefixBank:
             next_ordinal=next_ordinal,
             fingerprints=np.asarray(list(fingerprints.items()), dtype=np.int64).reshape(-1, 2),
             table=np.asarray(table, dtype=np.int64).reshape(-1, 5),
-            runs=np.asarray([run for _, _, p in items for run in p.version_spans], dtype=np.int64).reshape(-1, 2),
+            runs=np.asarray([span for _, _, p in items for span in p.version_spans], dtype=np.int64).reshape(-1, 2),
             token_ids=np.concatenate([p.token_ids for _, _, p in items] or [np.empty(0, np.int32)]),
             log_probs=np.concatenate([p.log_probs for _, _, p in items] or [np.empty(0, np.float32)]),
         )
 
     @classmethod
     def load(cls, path: Path) -> tuple["PrefixBank", int, dict[int, int]]:
-        """Read what `save` wrote: the bank, `next_ordinal` and `fingerprints`."""
+        """Read what `save` wrote; returns the bank, `next_ordinal` and `fingerprints`."""
         bank = cls()
         with np.load(path, allow_pickle=False) as arrays:
             table, token_ids, log_probs = arrays["table"], arrays["token_ids"], arrays["log_probs"]
-            all_runs = [tuple(run) for run in arrays["runs"].tolist()]
+            all_spans = [tuple(span) for span in arrays["runs"].tolist()]
             next_ordinal = int(arrays["next_ordinal"])
             fingerprints = dict(arrays["fingerprints"].tolist())
-        token, run = 0, 0
-        for prompt, slot, complete, length, runs in table.tolist():
-            tokens, run_slice = slice(token, token + length), slice(run, run + runs)
-            # Copies, so that a prefix that is used up does not keep the whole file in memory.
+        token, span = 0, 0
+        for prompt, slot, complete, length, spans in table.tolist():
+            tokens, own_spans = slice(token, token + length), slice(span, span + spans)
+            # Copies: a view would keep the whole file in memory until the last prefix is used up.
             ids, values = token_ids[tokens].copy(), log_probs[tokens].copy()
-            bank.put(prompt, slot, Prefix(ids, values, tuple(all_runs[run_slice]), bool(complete)))
-            token, run = token + length, run + runs
+            bank.put(prompt, slot, Prefix(ids, values, tuple(all_spans[own_spans]), bool(complete)))
+            token, span = token + length, span + spans
         return bank, next_ordinal, fingerprints

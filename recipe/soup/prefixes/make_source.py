@@ -1,13 +1,22 @@
-"""The source that `algorithm.soup.source` names."""
+"""Make the source that `algorithm.soup.source` names, or one without prefixes."""
 
 from pathlib import Path
 
 from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.replay import ReplaySource
 from recipe.soup.prefixes.snapshot import HistoricalEngine, SnapshotSource
 from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.settings import SoupSettings
+
+
+class NoPrefixes(PrefixSource):
+    """Only fetches prompts: the source of a run that mixes nothing."""
+
+    def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
+        return [{} for _ in chunk.messages]
 
 
 def make_source(
@@ -18,15 +27,17 @@ def make_source(
     base_model: str,
     folder: Path | None,
 ) -> PrefixSource:
-    """A source; one that never has a prefix if the settings do not mix.
+    """Make the source of a run: the one that the settings name, or `NoPrefixes` if they do not mix.
+
+    The last three arguments are for `snapshot` only.
 
     Args:
-        engine: only for `snapshot`, which needs it, and the two that follow.
-        base_model: version 0, where it lies.
-        folder: of snapshot files, with `storage=disk`.
+        engine: samples with past weights; `snapshot` needs it.
+        base_model: folder or name of version 0.
+        folder: where snapshot files go with `storage=disk`.
     """
     if not settings.mixes:
-        return PrefixSource(settings, facts, fetch)
+        return NoPrefixes(settings, facts, fetch)
     if settings.source == "snapshot":
         assert engine is not None
         return SnapshotSource(settings, facts, fetch, engine, base_model, folder)

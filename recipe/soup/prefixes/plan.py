@@ -1,4 +1,4 @@
-"""What one prompt's mixed samples shall look like."""
+"""Draw what one prompt's mixed samples shall look like: how many prefixes, how long, how old."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from recipe.soup.settings import PrefixLengthSettings, SoupSettings
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a source must know of the run.
+    """What a source must know about the run.
 
     Attributes:
         samples: `rollout.n`.
         response_length: `data.max_response_length`, in tokens.
-        seed: of everything that is drawn.
+        seed: seed of everything that is drawn.
         prompts_per_step: `data.train_batch_size`.
         last_step: the run's last step.
         prompts_per_epoch: prompts after which they come again; 0 if they never do.
@@ -31,11 +31,11 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """The draw of one prompt.
+    """What was drawn for one prompt.
 
     Attributes:
-        lengths: tokens of each prefix, by slot.
-        steps_ahead: steps before the prompt's own at which they are sampled: with `lookahead`, the lag.
+        lengths: length of each prefix in tokens, by slot.
+        steps_ahead: how many steps before the prompt's own they are sampled; with `lookahead`, the lag.
     """
 
     lengths: list[int]
@@ -45,13 +45,13 @@ class PromptPlan:
 def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_length: float) -> PromptPlan:
     """Draw lag and prefix lengths of the prompt at this place in the data.
 
-    The number of prefixes is `samples * mixed_share / samples_per_prefix`, a fraction of it being drawn. The draw
-    depends only on the seed, the prompt's place in the data order and (if lengths are fractions) on `typical_length`,
-    so a resumed run draws the same.
+    The number of prefixes is `samples * mixed_share / samples_per_prefix`, rounded up or down by chance if it is no
+    whole number. The draw depends only on the seed, the prompt's place in the data order and, if lengths are fractions,
+    on `typical_length`, so a resumed run draws the same.
 
     Args:
-        ordinal: the prompt's place in the order of training, from 0; schedules take the step from it.
-        typical_length: tokens of a response to this prompt, as far as is known.
+        ordinal: the prompt's place in the order of training, from 0; it gives the step for the schedules.
+        typical_length: length of a response to this prompt in tokens, as far as it is known.
     """
     rng = np.random.default_rng([facts.seed, ordinal])
     step = ordinal // facts.prompts_per_step + 1
@@ -65,7 +65,7 @@ def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_l
     longest = facts.response_length - (length.distribution != "whole")
     shortest, high = (min(max(round(bound * unit), 1), longest) for bound in (min(length.min, high), high))
     lengths = draw_lengths(length, shortest, high, count, rng)
-    # From a stream of its own: lengths may depend on more than the seed and the place.
+    # From a stream of its own, since lengths may depend on more than the seed and the place.
     lag = lag_at(settings, step, facts.last_step, np.random.default_rng([facts.seed, ordinal, 4]))
     return PromptPlan(lengths, lag)
 
@@ -73,7 +73,7 @@ def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_l
 def draw_lengths(
     settings: PrefixLengthSettings, shortest: int, longest: int, count: int, rng: np.random.Generator
 ) -> list[int]:
-    """Prefix lengths in tokens, from `shortest` to `longest`, both included."""
+    """Draw `count` prefix lengths in tokens, from `shortest` to `longest`, both included."""
     if settings.distribution == "beta":
         shares = rng.beta(settings.alpha, settings.beta, size=count)
         return (shortest + np.rint(shares * (longest - shortest))).astype(int).tolist()

@@ -13,10 +13,11 @@ class Prefix:
 
     Attributes:
         token_ids: int32, shape (length,).
-        log_probs: float32, shape (length,); natural log, at the rollout's temperature, under the policy that sampled.
-        version_spans: (version, tokens) of each span of tokens that one policy sampled, in order. A version is the
+        log_probs: float32, shape (length,): natural log-probs at the rollout's temperature, under the policy that
+            sampled the token.
+        version_spans: (version, number of tokens) of each span that one policy sampled, in order. A version is the
             number of updates that made the policy; -1 is a policy of another run.
-        complete: the last token ended the response, so nothing is left to continue.
+        complete: whether the last token ended the response, so that nothing is left to continue.
     """
 
     token_ids: np.ndarray
@@ -34,17 +35,17 @@ class Prefix:
 
     @property
     def oldest(self) -> int:
-        """The smallest version; of an empty prefix, 0."""
+        """The smallest version; 0 for an empty prefix."""
         return min((version for version, _ in self.version_spans), default=0)
 
     @property
     def newest(self) -> int:
-        """The largest version; of an empty prefix, 0."""
+        """The largest version; 0 for an empty prefix."""
         return max((version for version, _ in self.version_spans), default=0)
 
     @property
     def surprise(self) -> float:
-        """Mean -log-prob of its tokens, in nats: an estimate of the entropy along it. Of an empty prefix, 0."""
+        """Mean of -log_probs in nats, an estimate of the entropy along the prefix; 0 for an empty one."""
         return -float(self.log_probs.mean()) if len(self) else 0.0
 
     @classmethod
@@ -58,12 +59,12 @@ class Prefix:
     ) -> "Prefix":
         """Cut a prefix of `length` tokens out of what the engine returned for `tokens_to_ask_for(length)`.
 
-        The extra token is what tells an end apart: an engine that stopped at or before `length` did so by its own
+        The extra token shows whether the response ended: an engine that stopped at or before `length` followed its own
         stop rule, whichever token that was; one that went on did not end within the prefix. (verl reports the same
         stop reason for both, and a model may have several end tokens.)
 
         Args:
-            version_spans: (version, tokens) of each span of tokens that one policy sampled, in order.
+            version_spans: (version, number of tokens) of each span that one policy sampled, in order.
             on_eos: `keep` the end token, which makes the prefix a complete sample, or `cut` it.
         """
         ids, values = np.asarray(token_ids), np.asarray(log_probs)
@@ -76,7 +77,7 @@ class Prefix:
     ) -> "Prefix":
         """Cut a prefix of at most `length` tokens out of a finished response.
 
-        A response that is not longer than `length` is taken whole: its last token is its end.
+        A response that is not longer than `length` is taken whole, and its last token is its end.
 
         Args:
             token_ids, log_probs, versions: shape (response_length,), of a response with one token or more.
@@ -88,15 +89,15 @@ class Prefix:
             token_ids=np.array(token_ids[:kept], dtype=np.int32),
             log_probs=np.array(log_probs[:kept], dtype=np.float32),
             version_spans=tuple(
-                (int(version), sum(1 for _ in run)) for version, run in groupby(versions[:kept].tolist())
+                (int(version), sum(1 for _ in span)) for version, span in groupby(versions[:kept].tolist())
             ),
             complete=ended and on_eos == "keep",
         )
 
 
 def tokens_to_ask_for(length: int, response_length: int) -> int:
-    """For a prefix of `length` tokens: one more, which tells whether it ended by itself (`Prefix.from_sampled`).
+    """Return how many tokens to sample for a prefix of `length`: one more, which shows whether it ended by itself.
 
-    A whole response has no further token.
+    See `Prefix.from_sampled`. A whole response has no further token.
     """
     return min(length + 1, response_length)

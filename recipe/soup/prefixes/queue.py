@@ -1,4 +1,4 @@
-"""Which prompts come next, and for which of them prefixes are due now."""
+"""Queue the prompts that come next, and say for which of them prefixes are due now."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ class Chunk:
     """Prompts that were fetched from the dataloader together, and are handed out together.
 
     Attributes:
-        batch: the fetched rows, in any form.
-        first_ordinal: place of the first prompt in the order of training, from 0.
-        messages: each prompt's chat messages.
+        batch: the rows that were fetched, in any form.
+        first_ordinal: the first prompt's place in the order of training, from 0.
+        messages: chat messages of each prompt.
         plans: what each prompt's mixed samples shall look like.
         resume_state: the dataloader's state before the fetch, or None if no checkpoint will need it.
     """
@@ -42,7 +42,7 @@ class PromptQueue:
         largest_lag: steps to look ahead, at least 0.
         warm_start: `pure`, `fill` or `ramp`.
         prompts_per_step: prompts that a step takes if nothing is refilled.
-        last_step: the run's last step; nothing is seeded for later ones.
+        last_step: the run's last step; no prefix is sampled for a later one.
     """
 
     def __init__(self, largest_lag: int, warm_start: str, prompts_per_step: int, last_step: int) -> None:
@@ -57,7 +57,7 @@ class PromptQueue:
         return self._size
 
     def __iter__(self) -> Iterator[tuple[Chunk, int]]:
-        """Chunk and row of each prompt, in the order of training."""
+        """Iterate over the prompts in the order of training, each as its chunk and its row."""
         return ((chunk, row) for chunk in self._chunks for row in range(chunk.size))
 
     @property
@@ -74,8 +74,8 @@ class PromptQueue:
         return chunk
 
     def _reach(self, step: int) -> int:
-        """Steps ahead that `step` may seed."""
-        # Ramp: step t reaches t steps ahead, so it seeds the steps 2t-1 and 2t, until the full lag is reached.
+        """Return how many steps ahead `step` may sample prefixes."""
+        # Ramp: step t reaches t steps ahead, so it serves the steps 2t-1 and 2t, until the full lag is reached.
         lag = min(self.largest_lag, step) if self.warm_start == "ramp" else self.largest_lag
         return max(min(lag, self.last_step - step), 0)
 
@@ -85,18 +85,18 @@ class PromptQueue:
         self._size += chunk.size
 
     def top_up(self, step: int, fetch: Callable[[], Chunk]) -> None:
-        """Fetch until the queue holds all prompts that `step` may seed; never any beyond the run's last step."""
+        """Fetch all prompts that `step` may sample prefixes for, but none beyond the run's last step."""
         while len(self) < self._reach(step) * self.prompts_per_step:
             self.append(fetch())
 
     def due(self, step: int) -> list[tuple[Chunk, int]]:
-        """Chunk and row of each queued prompt that is to be seeded at `step`, whether or not it was seeded before.
+        """Return chunk and row of each queued prompt whose prefixes are due at `step`, whether or not it has them.
 
-        A prompt that lost its seeds because their host sample failed is due again at the next step, with a lag that
+        A prompt that lost its prefixes because their host sample failed is due again at the next step, with a lag that
         is shorter by one.
         """
         within = islice(self, self._reach(step) * self.prompts_per_step)
-        # The step that will train on a prompt, or an earlier one if groups are refilled before.
+        # `version` is asked for the step that will train on the prompt; refills may bring its turn forward.
         return [
             (chunk, row)
             for i, (chunk, row) in enumerate(within)
@@ -105,16 +105,17 @@ class PromptQueue:
         ]
 
     def version(self, plan: PromptPlan, step: int) -> int | None:
-        """Version that a prompt of `step` wants its prefixes from, or None if it is not mixed."""
+        """Return the version that shall sample the prefixes of a prompt of `step`, or None if it is not mixed."""
         return target_version(step, plan.steps_ahead, self.warm_start)
 
 
 def target_version(step: int, lag: int, warm_start: str) -> int | None:
-    """Version that `step` wants its prefixes from, or None if it does not mix.
+    """Return the version that shall sample the prefixes of `step`, or None if it does not mix.
 
     Args:
-        lag: in updates, at least 0.
-        warm_start: before version step-1-lag exists: `pure` None, `fill` version 0, `ramp` half the way back.
+        lag: age of the prefixes in updates, at least 0.
+        warm_start: what to do before version step-1-lag exists: `pure` gives None, `fill` version 0, `ramp` a lag of
+            half the steps so far.
     """
     lag = min(lag, step // 2) if warm_start == "ramp" else lag
     if lag == 0:

@@ -1,6 +1,6 @@
-"""The source `replay`: prefixes cut from what the prompt's earlier visits left behind.
+"""The source `replay`: prefixes are cut from the responses of the prompt's last visit.
 
-Nothing is sampled for it, so it costs nothing, but it needs prompts that come again. With
+Nothing is sampled for them, so they cost nothing, but prompts must come again. With
 `prefix_length.distribution=whole` it is the trajectory-level mixing of RePO and ExGRPO, the paper's baseline.
 """
 
@@ -16,19 +16,19 @@ from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprin
 Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
 SELECTIONS: dict[str, Selection] = {
     "random": list,
-    # Graders give 0 or less for a wrong answer. Fewer than asked for leave the rest of the next visit unmixed.
+    # A wrong answer has a reward of 0 or less. If fewer match than are asked for, the next visit mixes fewer samples.
     "failed": lambda visit: [sample for sample in visit if sample.reward <= 0],
     "successful": lambda visit: [sample for sample in visit if sample.reward > 0],
     "entropic": lambda visit: sorted(visit, key=lambda sample: sample.log_probs.mean()),
 }
-"""Which of a visit's responses the next visit starts from, by `selection`; from shuffled to best first."""
+"""By `selection`: takes a visit's responses, shuffled, and returns those that may be used next time, best first."""
 
 
 class ReplaySource(PrefixSource):
-    """Prefixes of the responses of a prompt's latest visit.
+    """Cuts prefixes from the responses of a prompt's latest visit.
 
-    A visit keeps as many of its responses as the next visit will mix, chosen by `selection` and already cut: 8 bytes a
-    token that will be used. Mixed responses may be kept as well; each token keeps the version that sampled it.
+    As many responses are kept as the next visit will mix, chosen by `selection` and already cut; this takes 8 bytes for
+    each token that will be used. Mixed responses may be kept as well: each token keeps the version that sampled it.
     """
 
     @property
@@ -39,7 +39,7 @@ class ReplaySource(PrefixSource):
         return [self.bank.take(fingerprint(messages)) for messages in chunk.messages]
 
     def keep(self, samples: Sequence[FinishedSample]) -> None:
-        """Cut this step's responses, by prompt; what an earlier visit left and nobody used is replaced."""
+        """Cut this step's responses, and keep them in place of what the prompt's earlier visit left unused."""
         super().keep(samples)
         visits: dict[int, list[FinishedSample]] = defaultdict(list)
         for sample in samples:
@@ -48,7 +48,7 @@ class ReplaySource(PrefixSource):
             messages = visit[0].messages
             prompt, next_visit = fingerprint(messages), ordinal + self.facts.prompts_per_epoch
             lengths = self.plan(next_visit, messages).lengths
-            # Another stream than the lengths', which are drawn from (seed, ordinal).
+            # The lengths are drawn from the stream (seed, ordinal); this is another one.
             rng = np.random.default_rng([self.facts.seed, ordinal, 1])
             shuffled = [visit[index] for index in rng.permutation(len(visit))]
             self.bank.take(prompt)

@@ -1,4 +1,4 @@
-"""What the trainer asks of one prompt's agent loops, and what they leave for the future."""
+"""Requests that ride on a training prompt, and the prefixes that its samples bring back for later prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from recipe.soup.prefixes.prefix import Prefix
 
 @dataclass(frozen=True)
 class PrefixRequest:
-    """Sample prefixes now for a prompt that is trained on later.
+    """A request to sample prefixes now for a prompt that is trained on later.
 
     Attributes:
         ordinal: the future prompt's place in the order of training.
         messages: its chat messages, as in verl's `raw_prompt`.
-        lengths: tokens to sample, by slot.
-        on_eos: what to do with a prefix that ends its response, `keep` or `cut`.
-        candidates: prefixes to sample for each slot; the one with the largest mean -log-prob is kept.
+        lengths: length of the prefix in tokens, by slot.
+        on_eos: what to do with a prefix that ends its response: `keep` or `cut`.
+        candidates: how many prefixes to sample for each slot; the one with the largest mean of -log_probs is kept.
         with_prompt: whether the prefixes shall come back with the prompt's token ids.
     """
 
@@ -32,34 +32,34 @@ class PrefixRequest:
 
 @dataclass
 class PromptRequests:
-    """Rides on a training prompt; each of the prompt's samples takes its own part out.
+    """What rides on a training prompt; each of the prompt's samples takes its own part out.
 
-    verl stores whatever rides on a prompt again with each of its samples. All samples start before any of them is
-    stored, so by then nothing is left in here.
+    verl stores whatever rides on a prompt again with each of its samples. All samples start before the first of them is
+    stored, so nothing is left in here by then.
 
     Attributes:
         prefixes: the prefix to continue, by sample.
-        seeds: prompts to seed, by the sample that does it.
+        requests: prefixes to sample for later prompts, by the sample that hosts the requests.
     """
 
     prefixes: dict[int, Prefix] = field(default_factory=dict)
-    seeds: dict[int, list[PrefixRequest]] = field(default_factory=dict)
+    requests: dict[int, list[PrefixRequest]] = field(default_factory=dict)
 
     def take(self, sample: int) -> tuple[Prefix | None, list[PrefixRequest]]:
-        """Remove and return the orders of one sample."""
-        return self.prefixes.pop(sample, None), self.seeds.pop(sample, [])
+        """Remove and return one sample's prefix and requests."""
+        return self.prefixes.pop(sample, None), self.requests.pop(sample, [])
 
 
 @dataclass(frozen=True)
 class SampledPrefix:
-    """A prefix that was sampled for a future prompt.
+    """A prefix that was sampled for a later prompt.
 
     Attributes:
         ordinal: the prompt's place in the order of training.
         slot: which of the prompt's samples gets the prefix.
-        sampled: tokens that the engine had to sample for it.
-        ended: the engine stopped by itself.
-        answers: requests that it took.
+        sampled: how many tokens the engine sampled for it.
+        ended: whether the engine stopped by itself.
+        answers: how many of the engine's answers it was chosen from.
         prompt_ids: the prompt's token ids, if they were asked for.
     """
 
@@ -73,29 +73,29 @@ class SampledPrefix:
 
     @classmethod
     def from_answers(
-        cls, order: PrefixRequest, slot: int, length: int, answers: Sequence[Any], prompt_ids: list[int] | None = None
+        cls, request: PrefixRequest, slot: int, length: int, answers: Sequence[Any], prompt_ids: list[int] | None = None
     ) -> "SampledPrefix":
-        """A seed of what the engine sampled: of several candidates, the most surprising one.
+        """Cut the prefix out of what the engine sampled; of several candidates, take the most surprising one.
 
         Args:
-            answers: verl's TokenOutput, at least one; `extra_fields["global_steps"]` is the version of the weights, or
-                `extra_fields["policy_runs"]` those of each run of tokens.
+            answers: verl's TokenOutput of each candidate that arrived, at least one. `extra_fields["global_steps"]` is
+                the version of the weights; `extra_fields["policy_runs"]`, if it is there, has a version for each span.
         """
-        prefixes = [_prefix(answer, length, order.on_eos) for answer in answers]
+        prefixes = [_prefix(answer, length, request.on_eos) for answer in answers]
         chosen = max(range(len(prefixes)), key=lambda i: prefixes[i].surprise)
         sampled = sum(len(answer.token_ids) for answer in answers)
         ended = len(answers[chosen].token_ids) <= length
-        return cls(order.ordinal, slot, prefixes[chosen], sampled, ended, len(answers), prompt_ids)
+        return cls(request.ordinal, slot, prefixes[chosen], sampled, ended, len(answers), prompt_ids)
 
     def pack(self) -> dict[str, Any]:
-        """As a plain dictionary: TransferQueue does not bring other objects back as what they were."""
+        """Return a plain dictionary: TransferQueue does not return other objects as what they were."""
         return {**vars(self), "prefix": dict(vars(self.prefix))}
 
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> "SampledPrefix":
-        """Inverse of `pack`."""
+        """Undo `pack`."""
         fields = dict(packed["prefix"])
-        # Copies: what TransferQueue hands out are views that would keep its whole message in memory.
+        # Copies: TransferQueue hands out views, which would keep its whole message in memory.
         fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
         fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
         fields["version_spans"] = tuple((int(version), int(tokens)) for version, tokens in fields["version_spans"])
@@ -104,5 +104,5 @@ class SampledPrefix:
 
 def _prefix(answer: Any, length: int, on_eos: str) -> Prefix:
     ids, log_probs = list(answer.token_ids), list(answer.log_probs or [])
-    runs = answer.extra_fields.get("policy_runs") or [(answer.extra_fields["global_steps"], len(ids))]
-    return Prefix.from_sampled(ids, log_probs, runs, length, on_eos)
+    spans = answer.extra_fields.get("policy_runs") or [(answer.extra_fields["global_steps"], len(ids))]
+    return Prefix.from_sampled(ids, log_probs, spans, length, on_eos)

@@ -1,4 +1,4 @@
-"""How long responses typically are, for prefix lengths that are fractions of it."""
+"""Typical response lengths, for prefixes whose length is a fraction of them."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ import numpy as np
 
 TYPICAL_FILE = "soup_lengths.npz"
 MEMORY = 0.9
-"""Weight of the past, a step, in the run's mean."""
+"""Weight that the run's mean keeps in each step; the rest goes to the step's own mean."""
 
 
 class TypicalLengths:
-    """The mean response length of each prompt's last visit; for prompts not seen before, the run's moving mean.
+    """Know the mean response length of each prompt's last visit; for new prompts, the run's moving mean.
 
-    Holds two numbers a prompt.
+    Keeps two numbers for each prompt.
 
     Args:
         response_length: `data.max_response_length`; half of it is the guess before the first step.
@@ -25,11 +25,11 @@ class TypicalLengths:
         self._prompts: dict[int, float] = {}
 
     def __call__(self, prompt: int) -> float:
-        """Tokens of a typical response to a prompt, given its fingerprint."""
+        """Return the typical length in tokens of a response to the prompt with this fingerprint."""
         return self._prompts.get(prompt, self._run)
 
     def add(self, responses: Iterable[tuple[int, int]]) -> None:
-        """Take in one step's (prompt, response length)."""
+        """Take in one step's responses, each as (fingerprint of the prompt, length in tokens)."""
         visits: dict[int, list[int]] = defaultdict(list)
         for prompt, length in responses:
             visits[prompt].append(length)
@@ -40,12 +40,12 @@ class TypicalLengths:
             self._prompts.update({prompt: float(np.mean(lengths)) for prompt, lengths in visits.items()})
 
     def save(self, folder: Path) -> None:
-        """Write into a checkpoint's folder."""
+        """Write everything into a checkpoint's folder."""
         prompts = np.array(list(self._prompts), dtype=np.int64)
         np.savez(folder / TYPICAL_FILE, run=self._run, prompts=prompts, lengths=np.array(list(self._prompts.values())))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, if it was there."""
+        """Read what `save` wrote, if there is anything."""
         if (folder / TYPICAL_FILE).exists():
             with np.load(folder / TYPICAL_FILE, allow_pickle=False) as arrays:
                 self._run = float(arrays["run"])

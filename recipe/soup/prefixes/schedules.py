@@ -1,4 +1,4 @@
-"""Values that move over training, and lags that are drawn."""
+"""Compute settings that move over training, and draw lags."""
 
 import math
 
@@ -8,11 +8,11 @@ from recipe.soup.settings import ScheduleSettings, SoupSettings
 
 
 def value_at(schedule: ScheduleSettings, start: float, step: int, last_step: int) -> float:
-    """The value of a scheduled setting at a training step.
+    """Return the value of a scheduled setting at a training step.
 
     Args:
-        start: the setting itself, at step 1 (after a warm-up: at its end).
-        step: from 1.
+        start: the setting itself: its value at step 1, or right after the warm-up.
+        step: the step, from 1.
         last_step: the run's last step, where `schedule.steps` does not say otherwise.
     """
     if step <= schedule.warmup:
@@ -28,13 +28,13 @@ def value_at(schedule: ScheduleSettings, start: float, step: int, last_step: int
 
 
 def lag_at(settings: SoupSettings, step: int, last_step: int, rng: np.random.Generator) -> int:
-    """The lag of one draw, in updates.
+    """Draw a lag, in updates.
 
-    `uniform` and `geometric` draw from 1 to the scheduled lag, the latter with a probability that halves every quarter
-    of it (our choice).
+    `uniform` and `geometric` draw from 1 to the scheduled lag; the probability of `geometric` halves with every quarter
+    of that lag (our choice).
 
     Args:
-        step: at which the prefix is trained on.
+        step: the step that trains on the prefix.
     """
     lag = round(value_at(settings.schedules.lag, settings.lag, step, last_step))
     if settings.lag_distribution == "fixed" or lag == 0:

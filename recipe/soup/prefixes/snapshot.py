@@ -1,6 +1,6 @@
-"""The source `snapshot`: prefixes that kept weights sample on demand, in an engine of their own.
+"""The source `snapshot`: past weights, which were kept, sample prefixes in an engine of their own.
 
-The paper's way, and the only one for the base model, the best model so far or another run's checkpoint.
+This is the paper's way, and the only one for the base model, the best model so far or another run's checkpoint.
 """
 
 import time
@@ -28,28 +28,28 @@ BEST = "best"
 
 
 class HistoricalEngine(Protocol):
-    """What the source asks of the trainer: `verl_ext.historical_policy`, behind two calls."""
+    """What the source needs from the trainer: `verl_ext.historical_policy` behind two calls."""
 
     def take_snapshot(self, version: int) -> Snapshot:
         """Write the trainer's current weights."""
         ...
 
     def sample(self, snapshot: Snapshot, prompts: Sequence[Any], max_tokens: Sequence[int]) -> "Future[list[Any]]":
-        """Sample one response to each prompt: `token_ids`, `log_probs` and the version that made them."""
+        """Sample one response to each prompt; it has `token_ids`, `log_probs` and the version that sampled them."""
         ...
 
 
 class SnapshotSource(PrefixSource):
-    """Prefixes for the next step, from one past version a step.
+    """Has one past version in each step sample the prefixes for the next step.
 
-    Standalone, they are sampled while this step generates and trains; colocated, in between, when the current
-    policy's engine has gone to sleep. A refill of filtered groups takes prompts of the next step: standalone, it waits
-    for their prefixes; colocated, it is not mixed.
+    A standalone engine samples while this step generates and trains; a colocated one between the two, when the current
+    policy's engine has gone to sleep. A refill of filtered groups takes prompts of the next step: with a standalone
+    engine it waits for their prefixes, with a colocated one it is not mixed.
 
     Args:
         engine: see `HistoricalEngine`.
-        base_model: version 0, where it lies.
-        folder: of snapshot files, with `storage=disk`.
+        base_model: folder or name of version 0.
+        folder: where snapshot files go with `storage=disk`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SnapshotSource(PrefixSource):
         }
         foreign = None if policy in choices else from_checkpoint(policy, FOREIGN)
         self._choose: Callable[[int], Snapshot | None] = choices.get(policy, lambda step: foreign)
-        self._orders: list[PrefixRequest] = []
+        self._requests: list[PrefixRequest] = []
         self._served: Snapshot | None = None
         self._best_awaited = False
         self._sampling: Future[list[Any]] | None = None
@@ -98,6 +98,9 @@ class SnapshotSource(PrefixSource):
         version = int(np.random.default_rng([self.facts.seed, step, 2]).choice(versions))
         return self.store[version] if version else self._base
 
+    def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
+        return self._by_ordinal(chunk)
+
     def updated(self, step: int) -> None:
         """Keep every `every`-th version that a later step may use."""
         by_age = self.settings.snapshot.policy in BY_AGE
@@ -113,13 +116,13 @@ class SnapshotSource(PrefixSource):
     # ------------------------------------------------------------------ its prefixes
 
     def order(self, step: int, rows: list[PromptRequests]) -> None:
-        """Standalone, the next step's prefixes are sampled from now on."""
+        """Let a standalone engine begin to sample the next step's prefixes."""
         if self.settings.snapshot.placement == "standalone":
             self._order(step)
             self._submit()
 
     def generated(self, step: int) -> None:
-        """Colocated, this is the moment to sample, for prompts that no refill has taken."""
+        """Let a colocated engine sample, for the prompts of the next step that no refill has taken."""
         if self._best_awaited:
             self._best_awaited = False
             self.store.name(BEST, self._engine.take_snapshot(step - 1))
@@ -129,7 +132,7 @@ class SnapshotSource(PrefixSource):
             self._collect()
 
     def _order(self, step: int) -> None:
-        """Choose the next step's historical policy, and note the prefixes that it shall sample."""
+        """Choose the next step's historical policy, and note which prefixes it shall sample."""
         self.queue.top_up(step, self._next_chunk)
         snapshot = self._choose(step + 1)
         if snapshot is None or snapshot.version >= step:
@@ -137,16 +140,16 @@ class SnapshotSource(PrefixSource):
         self._served = snapshot
         self.store.hold(snapshot)
         for chunk, row in self.queue.due(step):
-            if (order := self._missing(chunk, row)) is not None:
-                self._orders.append(order)
+            if (request := self._missing(chunk, row)) is not None:
+                self._requests.append(request)
 
     def _submit(self) -> None:
-        if self._orders and self._served is not None:
+        if self._requests and self._served is not None:
             wanted = [
-                (order.messages, length)
-                for order in self._orders
-                for length in order.lengths.values()
-                for _ in range(order.candidates)
+                (request.messages, length)
+                for request in self._requests
+                for length in request.lengths.values()
+                for _ in range(request.candidates)
             ]
             prompts = [messages for messages, _ in wanted]
             tokens = [tokens_to_ask_for(length, self.facts.response_length) for _, length in wanted]
@@ -159,14 +162,14 @@ class SnapshotSource(PrefixSource):
         started = time.perf_counter()
         answers = iter(self._sampling.result())
         self._waited += time.perf_counter() - started
-        orders, self._orders, self._sampling = self._orders, [], None
-        # Counted when they arrive: standalone, that is a step after they were ordered.
-        self._cost["requests"] += sum(len(order.lengths) * order.candidates for order in orders)
+        requests, self._requests, self._sampling = self._requests, [], None
+        # Counted when the answers arrive; those of a standalone engine arrive a step after they were requested.
+        self._cost["requests"] += sum(len(request.lengths) * request.candidates for request in requests)
         self.harvest(
-            SampledPrefix.from_answers(order, slot, length, arrived)
-            for order in orders
-            for slot, length in order.lengths.items()
-            if (arrived := [answer for answer in islice(answers, order.candidates) if answer is not None])
+            SampledPrefix.from_answers(request, slot, length, arrived)
+            for request in requests
+            for slot, length in request.lengths.items()
+            if (arrived := [answer for answer in islice(answers, request.candidates) if answer is not None])
         )
 
     def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:

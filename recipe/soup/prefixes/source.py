@@ -1,10 +1,11 @@
-"""What a source of prefixes is to the trainer, and what all of them share.
+"""The base of all sources of prefixes: what the trainer calls, and what every source does the same way.
 
 In each step the trainer calls `take` for each chunk of prompts that it trains on, `order` once, `generated` when the
-step's samples are there, `harvest` and `keep` for what they bring back, and `updated` after the weights changed.
+step's samples are there, `harvest` and `keep` with what they bring back, and `updated` after the weights have changed.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,19 @@ from recipe.soup.settings import SoupSettings
 BANK_FILE = "soup_bank.npz"
 
 Fetch = Callable[[], tuple[Any, list[Any], Any]]
-"""Reads prompts from the dataloader: the batch, its chat messages, and the dataloader's state before it."""
+"""Reads prompts from the dataloader; returns the batch, its chat messages, and the dataloader's state before it."""
 
 
 @dataclass(frozen=True)
 class FinishedSample:
-    """One trained sample, as the trainer hands it to a source that keeps responses.
+    """A sample that was trained on, as the trainer hands it to a source that keeps responses.
 
     Attributes:
-        messages: its prompt's chat messages.
-        ordinal: its prompt's place in the order of training.
-        token_ids, log_probs, versions: shape (response_length,): the response, and for each token the behaviour
+        messages: chat messages of its prompt.
+        ordinal: the prompt's place in the order of training.
+        token_ids, log_probs, versions: shape (response_length,): the response, and for each of its tokens the behaviour
             log-prob and the version that sampled it.
-        reward: of the whole response.
+        reward: reward of the whole response.
     """
 
     messages: Any
@@ -47,28 +48,26 @@ class FinishedSample:
 
 
 def fingerprint(messages: Any) -> int:
-    """63 bits that tell prompts apart, in this run and in a later one."""
+    """Return 63 bits that tell prompts apart, in this run and in a later one."""
     digest = hashlib.blake2b(repr(list(messages)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def read_source(folder: Path) -> str:
-    """The source whose prefixes a checkpoint holds."""
+    """Return the name of the source whose prefixes a checkpoint holds."""
     with np.load(folder / BANK_FILE, allow_pickle=False) as arrays:
         return str(arrays["source"])
 
 
-class PrefixSource:
+class PrefixSource(ABC):
     """Fetches prompts in order, keeps prefixes for those that come next, and hands both out.
-
-    As it stands it never has a prefix; the sources say where prefixes come from.
 
     Args:
         settings: `algorithm.soup`.
-        facts: of the run.
+        facts: what the source must know about the run.
         fetch: reads the next prompts.
-        lookahead: steps for which prompts are fetched ahead of time.
-        warm_start: of the look-ahead, as in `PromptQueue`.
+        lookahead: number of steps for which prompts are fetched ahead of time.
+        warm_start: `warm_start` of the `PromptQueue`.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class PrefixSource:
         self._next_ordinal = 0
         self._expected: dict[int, int] = {}
         self._cost = self._no_cost()
-        # Ordinal and slot of prefixes that are being sampled.
+        # (ordinal, slot) of each prefix that is being sampled.
         self.in_flight: set[tuple[int, int]] = set()
 
     @staticmethod
@@ -100,7 +99,7 @@ class PrefixSource:
         return self.mixes and self.settings.prefix_length.unit == "fraction"
 
     def plan(self, ordinal: int, messages: Any) -> PromptPlan:
-        """What the mixed samples of the prompt at this place in the data shall look like."""
+        """Draw what the mixed samples of the prompt at this place in the data shall look like."""
         return plan_prompt(self.settings, self.facts, ordinal, self.typical_length(fingerprint(messages)))
 
     def _next_chunk(self) -> Chunk:
@@ -117,21 +116,26 @@ class PrefixSource:
         return Chunk(batch, ordinals.start, messages, plans, state)
 
     def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:
-        """The prompts that come next, and for each its prefixes by sample."""
+        """Hand out the prompts that come next, and for each its prefixes by sample."""
         chunk = self.queue.pop() or self._next_chunk()
         sharing = self.settings.samples_per_prefix
         return chunk, [
             {slot * sharing + sample: prefix for slot, prefix in slots.items() for sample in range(sharing)
-             # A refill may come upon prompts of a later step, whose prefixes are not older than this step's version.
+             # A refill may reach prompts of a later step, whose prefixes are not older than this step's version.
              if prefix.newest < step - 1}
             for slots in self._prefixes(chunk, step)
         ]  # fmt: skip
 
+    @abstractmethod
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
+        """Take the prefixes of these prompts out of the bank; returns for each prompt its prefixes by slot."""
+
+    def _by_ordinal(self, chunk: Chunk) -> list[dict[int, Prefix]]:
+        """`_prefixes` of a source that puts prefixes into the bank under the ordinals of their prompts."""
         return [self.bank.take(chunk.first_ordinal + row) for row in range(chunk.size)]
 
     def _missing(self, chunk: Chunk, row: int) -> PrefixRequest | None:
-        """What is still to be sampled for a prompt, or None."""
+        """Return a request for what is still to be sampled for a prompt, or None if that is nothing."""
         ordinal, settings = chunk.first_ordinal + row, self.settings
         present = self.bank.slots(ordinal)
         lengths = {
@@ -140,38 +144,43 @@ class PrefixSource:
             if slot not in present and (ordinal, slot) not in self.in_flight
         }
         with_prompt = settings.behavior_log_probs == "trainer"
-        order = PrefixRequest(ordinal, chunk.messages[row], lengths, settings.on_eos, settings.candidates, with_prompt)
-        return order if lengths else None
+        messages = chunk.messages[row]
+        request = PrefixRequest(ordinal, messages, lengths, settings.on_eos, settings.candidates, with_prompt)
+        return request if lengths else None
 
     def order(self, step: int, rows: list[PromptRequests]) -> None:
-        """Arrange for the prefixes that will be needed later; `rows` ride on this step's prompts."""
+        """Arrange for the prefixes that later steps will need; `rows` ride on this step's prompts."""
+        return None
 
     def generated(self, step: int) -> None:
-        """The step's samples are there, and the rollout engine rests."""
+        """Called when the step's samples are there and the rollout engine rests."""
+        return None
 
-    def harvest(self, seeds: Iterable[SampledPrefix]) -> None:
-        """Keep the prefixes whose prompts are still to come."""
+    def harvest(self, arrived: Iterable[SampledPrefix]) -> None:
+        """Count the prefixes that have arrived, and keep those whose prompts are still to come."""
         front = self.queue.front
-        for seed in seeds:
-            self._cost["arrived"] += seed.answers
-            self._cost["tokens"] += seed.sampled
-            self._cost["ended"] += seed.ended
-            self.in_flight.discard((seed.ordinal, seed.slot))
-            if front is not None and seed.ordinal >= front.first_ordinal:
-                self.bank.put(seed.ordinal, seed.slot, seed.prefix)
+        for sampled in arrived:
+            self._cost["arrived"] += sampled.answers
+            self._cost["tokens"] += sampled.sampled
+            self._cost["ended"] += sampled.ended
+            self.in_flight.discard((sampled.ordinal, sampled.slot))
+            if front is not None and sampled.ordinal >= front.first_ordinal:
+                self.bank.put(sampled.ordinal, sampled.slot, sampled.prefix)
 
     def keep(self, samples: Sequence[FinishedSample]) -> None:
         """Learn from responses that were trained on, for their prompts' next visit."""
         self.typical_length.add((fingerprint(sample.messages), len(sample.token_ids)) for sample in samples)
 
     def updated(self, step: int) -> None:
-        """The weights became version `step`; the rollout engine still rests."""
+        """Called when the weights have become version `step` and the rollout engine still rests."""
+        return None
 
     def validated(self, step: int, score: float) -> None:
-        """Version `step` reached `score` in validation."""
+        """Called when version `step` has reached `score` in validation."""
+        return None
 
     def metrics(self) -> dict[str, float]:
-        """Cost since the last call, in requests and tokens, and what is kept."""
+        """Return what prefixes have cost since the last call, in requests and tokens, and what is kept."""
         cost, self._cost = self._cost, self._no_cost()
         return {
             "soup/cost/seed_requests": cost["requests"],
@@ -184,7 +193,7 @@ class PrefixSource:
         }
 
     def resume_state(self, now: Callable[[], Any]) -> Any:
-        """The dataloader's state at the first prompt that was not trained on, rather than the last one looked at."""
+        """Return the dataloader's state at the first prompt that was not trained on; it may have read further."""
         return now() if self.queue.front is None else self.queue.front.resume_state
 
     def save(self, folder: Path) -> None:
@@ -196,7 +205,7 @@ class PrefixSource:
         self.typical_length.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the prompts are fetched again, and must be the same."""
+        """Read what `save` wrote; the same prompts must come when they are fetched again."""
         bank, self._next_ordinal, fingerprints = PrefixBank.load(folder / BANK_FILE)
         if self.mixes:
             self.bank, self._expected = bank, fingerprints

@@ -167,15 +167,15 @@ class TestBank:
             assert all(arrays[name].dtype != object for name in arrays)
 
 
-class TestOrders:
+class TestRequests:
     def test_every_sample_takes_its_own_and_nothing_is_left(self) -> None:
-        order = PrefixRequest(9, [], {0: 3}, "keep")
-        orders = PromptRequests(prefixes={0: make_prefix(2)}, seeds={1: [order]})
-        prefix, seeds = orders.take(0)
+        request = PrefixRequest(9, [], {0: 3}, "keep")
+        riding = PromptRequests(prefixes={0: make_prefix(2)}, requests={1: [request]})
+        prefix, requests = riding.take(0)
         assert prefix is not None
-        assert seeds == []
-        assert orders.take(1) == (None, [order])
-        assert orders == PromptRequests()
+        assert requests == []
+        assert riding.take(1) == (None, [request])
+        assert riding == PromptRequests()
 
     @staticmethod
     def answer(log_probs: list[float], **extra: Any) -> SimpleNamespace:
@@ -183,12 +183,12 @@ class TestOrders:
             token_ids=list(range(len(log_probs))), log_probs=log_probs, extra_fields={"global_steps": 3, **extra}
         )
 
-    def test_of_several_answers_the_most_surprising_prefix_becomes_the_seed(self) -> None:
+    def test_of_several_answers_the_most_surprising_prefix_is_taken(self) -> None:
         answers = [self.answer([-1.0, -1.0, -9.0]), self.answer([-2.0, -1.5, 0.0]), self.answer([-0.1])]
-        seed = SampledPrefix.from_answers(PrefixRequest(9, [], {1: 2}, "keep", candidates=3), 1, 2, answers, [7, 8])
-        assert seed.prefix.log_probs.tolist() == [-2.0, -1.5]  # the token behind the prefix does not count
-        assert (seed.ordinal, seed.slot, seed.prefix.version_spans, seed.ended) == (9, 1, ((3, 2),), False)
-        assert (seed.sampled, seed.answers, seed.prompt_ids) == (7, 3, [7, 8])
+        sampled = SampledPrefix.from_answers(PrefixRequest(9, [], {1: 2}, "keep", candidates=3), 1, 2, answers, [7, 8])
+        assert sampled.prefix.log_probs.tolist() == [-2.0, -1.5]  # the token behind the prefix does not count
+        assert (sampled.ordinal, sampled.slot, sampled.prefix.version_spans, sampled.ended) == (9, 1, ((3, 2),), False)
+        assert (sampled.sampled, sampled.answers, sampled.prompt_ids) == (7, 3, [7, 8])
         ended = SampledPrefix.from_answers(
             PrefixRequest(9, [], {1: 2}, "keep"), 1, 2, [answers[2], self.answer([0.0] * 3)]
         )
@@ -200,7 +200,7 @@ class TestOrders:
             PrefixRequest(9, [], {0: 3}, "keep"), 0, 3, [answer]
         ).prefix.version_spans == ((1, 2), (3, 1))
 
-    def test_a_seed_travels_as_a_dictionary_and_is_copied_out(self) -> None:
+    def test_a_sampled_prefix_travels_as_a_dictionary_and_is_copied_out(self) -> None:
         buffer = np.arange(100, dtype=np.int32)
         packed = SampledPrefix(
             ordinal=4,
@@ -215,7 +215,12 @@ class TestOrders:
         packed["prefix"]["version_spans"] = [
             list(run) for run in packed["prefix"]["version_spans"]
         ]  # what msgpack makes of tuples
-        seed = SampledPrefix.unpack(packed)
-        assert (seed.ordinal, seed.slot, seed.prefix.versions, seed.prefix.complete) == (4, 1, [5, 6, 6], True)
-        assert (seed.sampled, seed.ended, seed.answers, seed.prompt_ids) == (3, True, 2, [7, 8])
-        assert seed.prefix.token_ids.base is None
+        sampled = SampledPrefix.unpack(packed)
+        assert (sampled.ordinal, sampled.slot, sampled.prefix.versions, sampled.prefix.complete) == (
+            4,
+            1,
+            [5, 6, 6],
+            True,
+        )
+        assert (sampled.sampled, sampled.ended, sampled.answers, sampled.prompt_ids) == (3, True, 2, [7, 8])
+        assert sampled.prefix.token_ids.base is None

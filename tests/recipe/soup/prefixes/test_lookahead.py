@@ -1,4 +1,4 @@
-"""Lookahead bookkeeping: which steps are seeded when, up to the run's end, with refills."""
+"""Lookahead's bookkeeping: when the prefixes of which step are sampled, up to the run's end, with refills."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ class Run:
         self, lag: int, warm_start: Any, last_step: int, per_step: int = 4, chunk_size: int = 4, **settings: Any
     ) -> None:
         self.per_step, self.chunk_size, self.last_step = per_step, chunk_size, last_step
-        self.fetched = self.seeded = 0
+        self.fetched = self.requested = 0
         self.source = LookaheadSource(
             SoupSettings(lag=lag, warm_start=warm_start, mixed_share=1.0, prefix_length=LENGTH, **settings),
             RunFacts(1, 24, 0, per_step, last_step),
@@ -49,21 +49,23 @@ class Run:
     def step(
         self, step: int, refill: int = 0, lose: set[int] | None = None, early: bool = False
     ) -> list[tuple[int, int | None]]:
-        """One step. `early`: seeds arrive before the refill (their hosts were filtered out), rather than after it."""
+        """One step. `early`: prefixes arrive before the refill (their hosts were filtered out), not after it."""
         trained = list(self.take(step, self.per_step))
         rows = [PromptRequests() for _ in trained]
         self.source.order(step, rows)
-        orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
-        self.seeded = len(orders)
+        requests = [request for row in rows for per_sample in row.requests.values() for request in per_sample]
+        self.requested = len(requests)
         prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((step - 1, 2),))
-        seeds = [
-            SampledPrefix(order.ordinal, 0, prefix, 3, False) for order in orders if order.ordinal not in (lose or ())
+        arrived = [
+            SampledPrefix(request.ordinal, 0, prefix, 3, False)
+            for request in requests
+            if request.ordinal not in (lose or ())
         ]
         if early:
-            self.source.harvest(seeds)
+            self.source.harvest(arrived)
         trained += list(self.take(step, refill))
         if not early:
-            self.source.harvest(seeds)
+            self.source.harvest(arrived)
         self.source.in_flight.clear()  # as the synchronous trainer does
         return trained
 
@@ -80,7 +82,7 @@ def test_pure_mixes_nothing_before_the_lag_and_the_exact_lag_after() -> None:
     assert ages(Run(3, "pure", last_step=8)) == [[None] * 4] * 3 + [[3] * 4] * 5
 
 
-def test_fill_seeds_the_first_steps_from_version_0() -> None:
+def test_fill_samples_for_the_first_steps_with_version_0() -> None:
     assert ages(Run(3, "fill", last_step=8)) == [[None] * 4, [1] * 4, [2] * 4] + [[3] * 4] * 5
 
 
@@ -88,11 +90,11 @@ def test_ramp_grows_the_lag_by_one_every_other_step() -> None:
     assert ages(Run(3, "ramp", last_step=9)) == [[None] * 4] + [[lag] * 4 for lag in (1, 1, 2, 2, 3, 3, 3, 3)]
 
 
-def test_ramp_seeds_no_more_than_two_steps_at_once() -> None:
+def test_ramp_samples_for_no_more_than_two_steps_at_once() -> None:
     run = Run(16, "ramp", last_step=100)
     for step in range(1, 60):
         run.step(step)
-        assert run.seeded == (2 * run.per_step if 1 < step <= 16 else run.per_step)
+        assert run.requested == (2 * run.per_step if 1 < step <= 16 else run.per_step)
 
 
 @pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
@@ -107,7 +109,7 @@ def test_looking_back_is_the_same_rule(lag: int, warm_start: str) -> None:
 
 @pytest.mark.parametrize("warm_start", ["pure", "fill", "ramp"])
 @pytest.mark.parametrize(("lag", "last_step"), [(0, 4), (2, 6), (5, 3), (100, 7)])
-def test_nothing_is_fetched_or_seeded_for_steps_that_never_come(warm_start: str, lag: int, last_step: int) -> None:
+def test_nothing_is_fetched_or_sampled_for_steps_that_never_come(warm_start: str, lag: int, last_step: int) -> None:
     run = Run(lag, warm_start, last_step)
     for step in range(1, last_step + 1):
         run.step(step)
@@ -204,7 +206,7 @@ class TestSeveral:
         source.take(1)
         rows = [PromptRequests(), PromptRequests()]
         source.order(1, rows)
-        return source, [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
+        return source, [request for row in rows for per_sample in row.requests.values() for request in per_sample]
 
     @staticmethod
     def answer(token: int, log_prob: float = -1.0) -> SimpleNamespace:
@@ -212,14 +214,14 @@ class TestSeveral:
 
     def test_samples_share_a_prefix_and_half_the_requests_are_made(self) -> None:
         alone, _ = self.start()
-        source, orders = self.start(samples_per_prefix=2)
-        assert [sorted(order.lengths) for order in orders] == [[0, 1], [0, 1]]
+        source, requests = self.start(samples_per_prefix=2)
+        assert [sorted(request.lengths) for request in requests] == [[0, 1], [0, 1]]
         assert alone.metrics()["soup/cost/seed_requests"] == 8
         assert source.metrics()["soup/cost/seed_requests"] == 4
         source.harvest(
-            SampledPrefix.from_answers(order, slot, length, [self.answer(10 * order.ordinal + slot)])
-            for order in orders
-            for slot, length in order.lengths.items()
+            SampledPrefix.from_answers(request, slot, length, [self.answer(10 * request.ordinal + slot)])
+            for request in requests
+            for slot, length in request.lengths.items()
         )
         chunk, prefixes = source.take(2)
         for row, slots in enumerate(prefixes):
@@ -228,13 +230,15 @@ class TestSeveral:
             assert tokens == {0: [first] * 2, 1: [first] * 2, 2: [first + 1] * 2, 3: [first + 1] * 2}
 
     def test_of_the_candidates_the_most_surprising_is_kept(self) -> None:
-        source, orders = self.start(selection="entropic", candidates=3)
-        assert [(order.candidates, len(order.lengths)) for order in orders] == [(3, 4), (3, 4)]
+        source, requests = self.start(selection="entropic", candidates=3)
+        assert [(request.candidates, len(request.lengths)) for request in requests] == [(3, 4), (3, 4)]
         some = [self.answer(7, -0.5), self.answer(8, -2.0), self.answer(9, -1.0)]
         source.harvest(
-            SampledPrefix.from_answers(order, slot, length, some if slot else some[::2])  # of slot 0 the best got lost
-            for order in orders
-            for slot, length in order.lengths.items()
+            SampledPrefix.from_answers(
+                request, slot, length, some if slot else some[::2]
+            )  # of slot 0 the best got lost
+            for request in requests
+            for slot, length in request.lengths.items()
         )
         _, prefixes = source.take(2)
         assert [{sample: prefix.token_ids.tolist() for sample, prefix in slots.items()} for slots in prefixes] == [
@@ -247,16 +251,16 @@ class TestSeveral:
 
     @pytest.mark.parametrize(("whose", "wanted"), [("trainer", True), ("rollout", False)])
     def test_prompt_ids_are_asked_for_if_the_trainer_computes_the_log_probs(self, whose: str, wanted: bool) -> None:
-        _, orders = self.start(behavior_log_probs=whose)
-        assert [order.with_prompt for order in orders] == [wanted] * 2
+        _, requests = self.start(behavior_log_probs=whose)
+        assert [request.with_prompt for request in requests] == [wanted] * 2
 
 
 def test_a_fraction_is_of_what_responses_were_like_when_the_prompt_was_fetched(tmp_path: Path) -> None:
     length = PrefixLengthSettings(distribution="fixed", unit="fraction", min=0.0, max=0.5)
-    source, orders = TestSeveral.start(prefix_length=length)
+    source, requests = TestSeveral.start(prefix_length=length)
     assert source.wants_responses
     assert not TestSeveral.start()[0].wants_responses
-    assert [set(order.lengths.values()) for order in orders] == [{6}, {6}]  # half of half of 24
+    assert [set(request.lengths.values()) for request in requests] == [{6}, {6}]  # half of half of 24
     tokens = np.zeros(20, np.int32)
     source.keep([FinishedSample("prompt 0", 0, tokens, np.zeros(20, np.float32), np.zeros(20, np.int64), 0.0)])
     source.save(tmp_path)
@@ -291,7 +295,7 @@ def test_order_is_kept_and_every_prefix_is_older_whatever_is_refilled_or_lost(
     assert set(run.source.bank._prompts) <= still_to_come
 
 
-def test_a_lost_seed_is_sampled_again_a_step_later() -> None:
+def test_a_lost_prefix_is_sampled_again_a_step_later() -> None:
     run = Run(3, "pure", last_step=10, chunk_size=1)
     lost = 3 * run.per_step  # first prompt of step 4, due at step 1
     run.step(1, lose={lost})
@@ -306,17 +310,17 @@ def test_what_is_still_being_sampled_is_not_ordered_again() -> None:
     run.source.take(1)
     rows = [PromptRequests() for _ in range(run.per_step)]
     run.source.order(1, rows)
-    orders = [order for row in rows for per_sample in row.seeds.values() for order in per_sample]
-    assert orders
+    requests = [request for row in rows for per_sample in row.requests.values() for request in per_sample]
+    assert requests
     run.source.take(2)
     again = [PromptRequests() for _ in range(run.per_step)]
     run.source.order(2, again)
-    new = [order for row in again for per_sample in row.seeds.values() for order in per_sample]
-    assert not {order.ordinal for order in orders} & {order.ordinal for order in new}
+    new = [request for row in again for per_sample in row.requests.values() for request in per_sample]
+    assert not {request.ordinal for request in requests} & {request.ordinal for request in new}
     prefix = Prefix(np.zeros(2, np.int32), np.zeros(2, np.float32), ((0, 2),))
-    run.source.harvest([SampledPrefix(orders[-1].ordinal, 0, prefix, 3, False)])
-    assert (orders[-1].ordinal, 0) not in run.source.in_flight
-    assert run.source.bank.slots(orders[-1].ordinal) == {0}
+    run.source.harvest([SampledPrefix(requests[-1].ordinal, 0, prefix, 3, False)])
+    assert (requests[-1].ordinal, 0) not in run.source.in_flight
+    assert run.source.bank.slots(requests[-1].ordinal) == {0}
 
 
 class TestCheckpoint:

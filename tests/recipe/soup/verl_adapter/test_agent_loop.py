@@ -187,7 +187,7 @@ class TestSeeding:
     @staticmethod
     def seeds(run: Any, engine: FakeEngine, on_eos: str = "keep", **order: Any) -> list[SampledPrefix]:
         messages = [{"role": "user", "content": "1 2 3=6:"}]
-        orders = PromptRequests(seeds={0: [PrefixRequest(40, messages, {0: 2, 1: 4}, on_eos, **order)]})
+        orders = PromptRequests(requests={0: [PrefixRequest(40, messages, {0: 2, 1: 4}, on_eos, **order)]})
         output = run(engine, **{REQUESTS_KEY: orders})
         return [SampledPrefix.unpack(packed) for packed in output.as_dict()["extra_fields"][SAMPLED_KEY]]
 
@@ -262,7 +262,7 @@ class TestSeeding:
 
         messages = [{"role": "user", "content": "1 2 3=6:"}]
         seeds = [PrefixRequest(40, messages, {0: 2}, "keep"), PrefixRequest(41, messages, {0: 4}, "keep")]
-        output = run(Engine(), **{REQUESTS_KEY: PromptRequests(seeds={0: seeds})})
+        output = run(Engine(), **{REQUESTS_KEY: PromptRequests(requests={0: seeds})})
         assert len(output.response_ids) == RESPONSE_LENGTH
         assert [seed.ordinal for seed in output.seeds] == [41]
 
@@ -279,5 +279,5 @@ class TestSeeding:
 
         seed = PrefixRequest(40, [{"role": "user", "content": "1 2 3=6:"}], {0: 2, 1: 3}, "keep")
         with pytest.raises(RuntimeError, match="host"):
-            run(Engine(), **{REQUESTS_KEY: PromptRequests(seeds={0: [seed]})})
+            run(Engine(), **{REQUESTS_KEY: PromptRequests(requests={0: [seed]})})
         assert len(finished) == 2

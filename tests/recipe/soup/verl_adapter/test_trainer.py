@@ -237,8 +237,8 @@ class TestPrompts:
     def test_seeds_ride_on_the_batch_and_come_back_as_prefixes(self, trainer: Any) -> None:
         indexes, orders = self.step(trainer, 1)
         assert indexes == [0, 1, 2, 3]
-        seeds = [seed for order in orders for per_sample in order.seeds.values() for seed in per_sample]
-        assert max(len(per_sample) for order in orders for per_sample in order.seeds.values()) == 1  # spread out
+        seeds = [seed for order in orders for per_sample in order.requests.values() for seed in per_sample]
+        assert max(len(per_sample) for order in orders for per_sample in order.requests.values()) == 1  # spread out
         # lag 2: step 1 seeds what step 3 trains on
         assert sorted(seed.ordinal for seed in seeds) == [8, 9, 10, 11]
         assert [seed.messages[0]["content"] for seed in sorted(seeds, key=lambda seed: seed.ordinal)] == [
@@ -284,7 +284,7 @@ class TestPrompts:
         self.step(trainer, 1)
         refill = trainer._next_train_batch(4)
         assert refill["index"].tolist() == [4, 5, 6, 7]
-        assert all(not order.seeds for order in refill[REQUESTS_KEY])
+        assert all(not order.requests for order in refill[REQUESTS_KEY])
 
     def test_only_numbers_travel_besides_the_messages(self, trainer: Any) -> None:
         _, orders = self.step(trainer, 1)
