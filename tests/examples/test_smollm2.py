@@ -70,7 +70,7 @@ def test_the_example_composes_on_both_kinds_of_hardware(
         config = composed("algorithm=soup", "example=smollm2", *hardware, *files, model)
         check_config(config)
         rollout = config.actor_rollout_ref.rollout
-        assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
+        assert rollout.max_model_len >= config.data.max_prompt_length + config.data.max_response_length
         assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= rollout.max_model_len
 
 
