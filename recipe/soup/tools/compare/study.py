@@ -1,4 +1,4 @@
-"""A comparison as a YAML file: which configurations, which seeds, what they share."""
+"""Read a study from its YAML file: which configurations run, with which seeds, and what they share."""
 
 import re
 from collections.abc import Callable
@@ -17,11 +17,11 @@ DRIVERS = {
 KEYS = ("driver", "baseline", "seeds", "common", "runs")
 OPTIONAL = ("first_seeds", "steps")
 LAST_CHECKPOINT = "trainer.max_actor_ckpt_to_keep=1"
-"""All that a killed run needs to go on; a study may want more."""
+"""All that a killed run needs to go on; a study may set another number."""
 
 
 def seed_overrides(seed: int | str) -> list[str]:
-    """What a seed is, as overrides: of the order of the data, and of sampling."""
+    """Return the overrides that set a seed: of the order of the data, and of sampling."""
     return [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
 
 
@@ -30,9 +30,9 @@ class Run:
     """One configuration with one seed.
 
     Attributes:
-        name: of the configuration.
-        overrides: on verl's config, all of them.
-        folder: where everything that it writes goes.
+        name: name of the configuration.
+        overrides: all overrides on verl's config.
+        folder: folder for everything that the run writes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def metrics(self) -> Path:
-        """What verl's file logger writes."""
+        """File that verl's file logger writes."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a run that was killed can go on."""
+        """Whether the run, if it was killed, can go on."""
         return (self.folder / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
 
     @property
@@ -61,25 +61,25 @@ class Run:
 
     @property
     def _settings(self) -> str:
-        """Its overrides, wherever its folder is: a study may be moved."""
+        """The overrides without the folder's path, since a study may be moved."""
         return "\n".join(self.overrides).replace(str(self.folder), "FOLDER")
 
     @property
     def is_done(self) -> bool:
-        """Whether it has come to its end with these very overrides."""
+        """Whether the run has come to its end with these overrides."""
         return self._mark.exists() and self._mark.read_text() == self._settings
 
     @property
     def was_another(self) -> bool:
-        """Whether a run with other overrides has come to its end in its folder."""
+        """Whether a run with other overrides has come to its end in this folder."""
         return self._mark.exists() and not self.is_done
 
     def mark_done(self) -> None:
-        """Remember that it has come to its end, and with what."""
+        """Remember that the run has come to its end, and with which overrides."""
         self._mark.write_text(self._settings)
 
     def elsewhere(self, out: Path) -> "Run":
-        """The same run in another folder of studies."""
+        """Return the same run in another folder of studies."""
         folder = (out / self.name / f"seed_{self.seed}").absolute()
         overrides = [override.replace(str(self.folder), str(folder)) for override in self.overrides]
         return replace(self, overrides=overrides, folder=folder)
@@ -92,11 +92,11 @@ class Study:
     Attributes:
         driver: `lab` or `main_ppo`.
         baseline: name of the configuration that the others are compared with, seed by seed.
-        seeds: every configuration runs with each.
-        common: overrides that all share; the twins differ in `runs` only.
-        runs: overrides by name.
-        first_seeds: how many of the seeds a configuration runs with, for those that run with fewer.
-        steps: at which the report compares, beside the end: named before anything ran.
+        seeds: seeds with which every configuration runs.
+        common: overrides that all runs share; twins differ in `runs` only.
+        runs: overrides of each configuration, by name.
+        first_seeds: number of seeds, by name, for configurations that run with fewer, which are the first ones.
+        steps: steps at which the report compares, in addition to the end; they are named before anything runs.
     """
 
     driver: str
@@ -108,10 +108,10 @@ class Study:
     steps: list[int] = field(default_factory=list)
 
     def only(self, names: list[str]) -> "Study":
-        """With these configurations and the baseline.
+        """Return a study of these configurations and the baseline.
 
         Raises:
-            SystemExit: one of them is not there.
+            SystemExit: one of them is not in this study.
         """
         for name in names:
             if name not in self.runs:
@@ -120,7 +120,7 @@ class Study:
         return replace(self, runs=kept)
 
     def in_folder(self, out: Path) -> list[Run]:
-        """All runs, one seed after the other, so that an interrupted study has whole seeds."""
+        """Return all runs, one seed after the other, so that an interrupted study has whole seeds."""
         runs = []
         for number, seed in enumerate(self.seeds):
             for name, overrides in self.runs.items():
@@ -139,7 +139,7 @@ def read_study(path: Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        SystemExit: what is missing or wrong; one sentence.
+        SystemExit: something is missing or wrong.
     """
     if not path.exists():
         raise refuse("study", path, "no such file; examples are in examples/countdown/studies.")
@@ -170,7 +170,7 @@ def read_study(path: Path) -> Study:
 
 
 def _check_types(path: Path, content: dict[str, Any]) -> None:
-    """Raise SystemExit where YAML gave something else than a study has."""
+    """Refuse values of a type that the key does not take."""
 
     def strings(value: object) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
