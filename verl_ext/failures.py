@@ -1,4 +1,4 @@
-"""Why verl's agent loops lost samples: they log the error in their own process, drop the sample, and go on."""
+"""Find out why verl's agent loops lost samples: they log the error in their own process, drop the sample, and go on."""
 
 import logging
 from typing import Any
@@ -7,14 +7,14 @@ import ray
 from ray.exceptions import RayError
 
 AGENT_LOOPS = "verl.trainer.ppo.v1.agent_loop_tq"
-"""The logger that verl tells failed samples to."""
+"""The logger on which verl reports failed samples."""
 ANSWER_SECONDS = 10.0
 LENGTH = 300
-"""Characters of an error that fit into a sentence."""
+"""Most characters of an error in a sentence."""
 
 
 def in_a_line(error: BaseException) -> str:
-    """Type and first words of an error; of one that another Ray process raised, those of its cause there."""
+    """Return type and first words of an error; if another Ray process raised it, those of its cause there."""
     cause = getattr(error, "cause", None) or error
     words = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {words[0]}"[:LENGTH].rstrip(": .")
@@ -24,7 +24,7 @@ class FirstFailure(logging.Handler):
     """Remembers the first error that was logged with its exception since it was last asked.
 
     Attributes:
-        held: when it was logged, in seconds since the epoch, and its line.
+        held: when the error was logged, in seconds since the epoch, and the error in a line.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ _first = FirstFailure()
 
 
 def remember_failures() -> None:
-    """From here on, in a process of agent loops."""
+    """Remember failures from here on; call it in each process of agent loops."""
     logging.getLogger(AGENT_LOOPS).addHandler(_first)
 
 
@@ -51,7 +51,7 @@ def _take(_: Any) -> tuple[float, str] | None:
 
 
 def first_failure(agents: list[Any]) -> str | None:
-    """The first error of any agent-loop worker since the last call, in a line; None if none was logged.
+    """Return the first error of any agent-loop worker since the last call, in a line; None if none was logged.
 
     Args:
         agents: verl's agent-loop workers (Ray actors), in which `remember_failures` was called.

@@ -1,4 +1,4 @@
-"""Is everything there, and is it still alive? Checks that verl does not make.
+"""Check that every process has the plugin and is alive, which verl does not.
 
 verl swallows a plugin that fails to load, waits for ever for a vLLM worker that died during a weight update and for
 TransferQueue's processes, and drops every sample that a dead reward worker was to grade.
@@ -21,9 +21,9 @@ INTERVAL_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 GRACE_SECONDS = 20.0
 ENDED = "The run was ended."
-"""Stands in the sentence that says why a run cannot go on, so that whoever hides the log can find it."""
+"""Part of each sentence that says why a run cannot go on; whoever hides the log finds the sentence by it."""
 NOTICE = "Please note: "
-"""Begins a sentence that whoever hides the log is to show."""
+"""Beginning of each sentence that whoever hides the log must show."""
 
 
 def _loaded_version(_: Any) -> str | None:
@@ -40,7 +40,7 @@ def handshake(workers: list[Any], replicas: list[Any], agents: list[Any]) -> Non
         agents: verl's agent-loop workers (Ray actors).
 
     Raises:
-        RuntimeError: naming the process that lacks the plugin, or has another version of it.
+        RuntimeError: a process lacks the plugin or has another version of it; the message names the process.
     """
     servers = [server for replica in replicas for server in replica.servers]
     roles = (("training worker", workers), ("vLLM server", servers), ("agent-loop worker", agents))
@@ -48,7 +48,7 @@ def handshake(workers: list[Any], replicas: list[Any], agents: list[Any]) -> Non
     for role, actors in roles:
         try:
             versions += [(role, v) for v in ray.get([actor.__ray_call__.remote(_loaded_version) for actor in actors])]
-        except RayError as error:  # where the package is missing, the question itself can't be read
+        except RayError as error:  # a process without the package cannot even read the question
             versions.append((role, str(error).splitlines()[-1]))
     for role, version in versions:
         if version != __version__:
@@ -76,11 +76,11 @@ def _engine_errored(server: Any) -> bool:
 
 
 def _not_dead(_: Any) -> bool:
-    return False  # whoever answers
+    return False  # an actor that answers is alive
 
 
 def transfer_queue_actors(config: Any) -> dict[str, Any]:
-    """TransferQueue's controller and storage units by name, those that this run started.
+    """Return TransferQueue's controller and storage units by name, those that this run started.
 
     Args:
         config: verl's `transfer_queue`; another storage than `SimpleStorage` has no actors that can be asked.
@@ -91,26 +91,26 @@ def transfer_queue_actors(config: Any) -> dict[str, Any]:
         places |= {f"TransferQueue storage unit {i}": (f"TransferQueueStorageUnit#{i}", None) for i in units}
     actors = {}
     for name, (actor, namespace) in places.items():
-        with suppress(ValueError):  # not there by this name: another run's on this Ray cluster
+        with suppress(ValueError):  # there is none of this name in this run: another run on the Ray cluster has it
             actors[name] = ray.get_actor(actor, namespace=namespace)
     return actors
 
 
 class RolloutWatchdog:
-    """Context manager that ends a run whose rollout died, with a sentence instead of a hang.
+    """Context manager that ends a run whose rollout has died, with a sentence, where verl would hang.
 
-    A thread asks every vLLM server whether its engine lives, and every other actor whether it is there. When one is
-    not, the training workers, which might wait for it for ever, are killed; that raises in the trainer, and the exit of
-    this context names the true reason. A trainer that does not notice, because it waits for samples, is ended.
+    A thread asks every vLLM server whether its engine is alive, and every other actor whether it is there. When one has
+    died, the training workers, which might wait for it for ever, are killed. This raises in the trainer, and the exit
+    of this context names the true reason. A trainer that does not notice, because it waits for samples, is ended.
 
-    Whoever is too busy to answer is not asked again until it has, and holds up nobody else's check.
+    An actor that is too busy to answer is not asked again until it has answered, and delays no other actor's check.
 
     Args:
         workers: verl's training workers.
         replicas: verl's rollout replicas.
         agents: verl's agent-loop workers.
-        others: Ray actors, by name, without which samples would be lost or the trainer would wait for ever.
-        interval: from one round of questions to the next, in seconds.
+        others: further Ray actors, by name, without which samples would be lost or the trainer would wait for ever.
+        interval: seconds from one round of questions to the next.
 
     Raises:
         RuntimeError: on exit, if one of them died.

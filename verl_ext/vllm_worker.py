@@ -1,4 +1,4 @@
-"""verl's vLLM worker extension, plus the handshake and an honest death (see `health.py`)."""
+"""verl's vLLM worker extension, with the handshake of `health.py`, and with an exit where verl would hang."""
 
 import os
 import traceback
@@ -12,7 +12,7 @@ from verl_ext import __version__
 
 
 class WorkerExtension(vLLMColocateWorkerExtension):
-    """Set by `rollout.engine_kwargs.vllm.worker_extension_cls`; runs inside each vLLM worker process."""
+    """Runs inside each vLLM worker process; `rollout.engine_kwargs.vllm.worker_extension_cls` names it."""
 
     def __new__(cls, **kwargs: Any) -> "WorkerExtension":
         if get_device_name() == "cpu":
@@ -35,12 +35,12 @@ class WorkerExtension(vLLMColocateWorkerExtension):
         try:
             super().update_weights_from_ipc(*args, **kwargs)
         except BaseException:
-            # The sender waits for an acknowledgement that would never come. A dead worker is noticed, a mute one not.
+            # The sender waits for an answer that would never come. A dead worker is noticed, a silent one is not.
             traceback.print_exc()
             os._exit(1)
 
     def _update_weights(self, weights: list[tuple[str, torch.Tensor]], *args: Any, **kwargs: Any) -> None:
         if get_device_name() == "cpu":
-            # Views into the shared-memory buffer (on a CPU `.to(device)` copies nothing) would outlive the buffer.
+            # On a CPU `.to(device)` copies nothing, and a view into the shared-memory buffer would outlive it.
             weights = [(name, tensor.clone()) for name, tensor in weights]
         super()._update_weights(weights, *args, **kwargs)

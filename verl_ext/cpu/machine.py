@@ -1,9 +1,9 @@
-"""Is this machine fit for the CPU path? Before the installation (`make` runs this file) and before a run.
+"""Check that a machine is fit for the CPU path, before the installation (`make` runs this file) and before a run.
 
-Imports the standard library only: nothing else is there before the installation.
+Imports the standard library only, since nothing else is there before the installation.
 """
 
-from __future__ import annotations  # so that an older Python can say that it is one
+from __future__ import annotations  # so that an older Python gets as far as saying that it is too old
 
 import argparse
 import platform
@@ -15,37 +15,37 @@ from pathlib import Path
 
 GB = 10**9
 INSTALLED_GB = 6
-"""The environment takes 4; pip unpacks beside it."""
+"""Disk space for the installation: the environment takes 4 GB, and pip unpacks beside it."""
 PYTHON = (3, 11)
 CGROUP = Path("/sys/fs/cgroup")
 FREE_MEMORY_GB = 7
-"""What the processes of the countdown example take together, in proportional set sizes: 7.3 GB."""
+"""The processes of the countdown example take 7.3 GB together, in proportional set sizes."""
 SHARED_MEMORY_GB = 0.18
-"""Beside the bucket in which weights travel to vLLM. A container's default /dev/shm has 0.064 GB."""
+"""Needed in addition to the bucket in which weights travel to vLLM. A container's /dev/shm has 0.064 GB by default."""
 FREE_DISK_GB = 1
 
 
 def _free(folder: Path) -> float:
-    """GB free where the folder is, or will be."""
+    """Return the GB that are free where the folder is, or will be."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / GB
 
 
 def _available_memory() -> float:
-    """GB that processes can still get, here or in this container."""
+    """Return the GB that processes can still get, on this machine or in this container."""
     rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     available = next(int(row[1]) * 1024 for row in rows if row[0] == "MemAvailable:")
     limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
     if limit.exists() and limit.read_text().strip() != "max":
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        kept = int(used.read_text()) - int(statistics["inactive_file"])  # without what the kernel would give back
+        kept = int(used.read_text()) - int(statistics["inactive_file"])  # the kernel would give the inactive files back
         available = min(available, int(limit.read_text()) - kept)
     return available / GB
 
 
 def before_installation(folder: Path) -> Iterable[str]:
-    """What stands in the way of an environment in `folder`, a sentence each."""
+    """Yield a sentence for each obstacle to an environment in `folder`."""
     system, machine = platform.system(), platform.machine()
     if (system, machine) != ("Linux", "x86_64"):
         yield f"This is {system} on {machine}, but vLLM's CPU build is pinned for Linux on x86_64: use such a machine."
@@ -60,10 +60,10 @@ def before_installation(folder: Path) -> Iterable[str]:
 
 
 def before_run(bucket_megabytes: int = 64) -> Iterable[str]:
-    """What would let a run die obscurely on this machine, a sentence each.
+    """Yield a sentence for each lack for which a run would die obscurely on this machine.
 
     Args:
-        bucket_megabytes: MiB of one bucket of weights.
+        bucket_megabytes: size of one bucket of weights, in MiB.
     """
     shared, needed = _free(Path("/dev/shm")), SHARED_MEMORY_GB + bucket_megabytes * 2**20 / GB
     if shared < needed:
@@ -77,7 +77,7 @@ def before_run(bucket_megabytes: int = 64) -> Iterable[str]:
 
 
 def memory_warning() -> str | None:
-    """A sentence if a run may be killed for want of memory; how much it takes depends on the model."""
+    """Return a sentence if a run may be killed for lack of memory; how much it needs depends on the model."""
     available = _available_memory()
     if available >= FREE_MEMORY_GB:
         return None

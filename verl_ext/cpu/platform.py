@@ -12,7 +12,7 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
 class _CpuDeviceModule:
-    """Stands in for `torch.cuda`: torch.cpu, plus harmless answers to what torch.cpu lacks."""
+    """Takes the place of `torch.cuda`: torch.cpu, with harmless answers where torch.cpu has none."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -41,7 +41,7 @@ class _CpuDeviceModule:
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """One CPU stands for one device, which Ray books as one `GPU`."""
+    """Presents the CPU as one device, which Ray counts as one `GPU`."""
 
     device_name = "cpu"  # pyright: ignore[reportAssignmentType]
     vendor_name = "cpu"  # pyright: ignore[reportAssignmentType]
@@ -54,10 +54,10 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # opt-in by VERL_PLATFORM only, never found by verl's own search
+        return False  # chosen by VERL_PLATFORM only; verl's own search must never find it
 
     def current_device(self) -> int:
-        # An int would mean an accelerator's index to torch.
+        # torch takes an int for the index of an accelerator.
         return cast(int, torch.device("cpu"))
 
     def device_count(self) -> int:
@@ -107,7 +107,7 @@ class PlatformCPU(PlatformBase):
         return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
     def is_ipc_supported(self) -> bool:
-        return False  # weights travel by shared memory
+        return False  # weights travel through shared memory
 
     def cudart(self) -> None:
         return None

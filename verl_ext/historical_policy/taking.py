@@ -1,4 +1,4 @@
-"""The trainer's end of snapshots: what a run's config needs, and how one is taken."""
+"""Take snapshots of the trainer's weights, and prepare a run's config for that."""
 
 import time
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from verl_ext.historical_policy.checkpoint_engine import BACKEND
 from verl_ext.historical_policy.snapshots import PendingShards, Shard, Snapshot
 
 POLL_SECONDS = 0.1
-"""Between two questions whether a snapshot is written."""
+"""Seconds between two questions whether a snapshot is written."""
 
 
 def use_snapshots(config: DictConfig, folder: Path | None) -> None:
-    """Make the training workers of this run able to write snapshots. Call it before they are created.
+    """Enable this run's training workers to write snapshots. Call it before they are created.
 
     Args:
         config: verl's whole config; changed in place.
-        folder: for the files, readable by every node; None keeps snapshots in Ray's object store.
+        folder: folder for the files, readable by every node; None keeps snapshots in Ray's object store.
     """
     rollout = config.actor_rollout_ref.rollout
-    # What a quantised engine makes of a weight depends on every bit of it; `auto` names no type.
+    # A quantised engine needs every bit of a weight, and `auto` names no data type.
     quantised = rollout.get("quantization") or OmegaConf.select(rollout, "qat.enable", default=False)
     dtype = None if quantised or rollout.dtype == "auto" else rollout.dtype
     with open_dict(config):
@@ -37,8 +37,8 @@ def use_snapshots(config: DictConfig, folder: Path | None) -> None:
 def take_snapshot(actor_rollout_wg: Any, version: int) -> Snapshot:
     """Copy the trainer's weights to the host, where they are written while training goes on.
 
-    Every training worker takes part. Whoever looks at the snapshot's `shards` waits until they are written, and is told
-    if they could not be; so is whoever takes the next snapshot.
+    Every training worker takes part. Whoever reads the snapshot's `shards` waits until they are written. If that fails,
+    the error is raised there, and when the next snapshot is taken.
 
     Args:
         actor_rollout_wg: verl's worker group of the actor, created after `use_snapshots`.
@@ -50,7 +50,7 @@ def take_snapshot(actor_rollout_wg: Any, version: int) -> Snapshot:
 
 
 def _wait_for_shards(actor_rollout_wg: Any, version: int) -> Sequence[Shard]:
-    # Asked again and again, so that a worker that still writes can compute between two questions.
+    # Ask again and again, so that a worker that still writes can compute between two questions.
     count = actor_rollout_wg.world_size
     while True:
         answers = ray.get(actor_rollout_wg.execute_checkpoint_engine(["written"] * count, version=[version] * count))

@@ -1,4 +1,4 @@
-"""How a snapshot is written: copied to the host at once, to its shards in a thread."""
+"""Write a snapshot: copy it to the host at once, and to its shards in a thread."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from verl_ext.historical_policy.snapshots import Shard
 
 Packed = dict[str, tuple[torch.dtype, torch.Size, np.ndarray]]
-"""Tensors as Ray's store takes them with one copy and gives them back with none: data type, shape, bytes."""
+"""Tensors as data type, shape and bytes, which Ray's store takes with one copy and returns without any."""
 
 
 def stage(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Copy weights to the host, cast where they are; when it returns, the weights may change.
+    """Cast weights where they are, and copy them to the host; they may change as soon as this returns.
 
-    One pass: an accelerator's tensors go to pinned memory without waiting for each other. (torch keeps the pinned
-    memory for the next time, in blocks of powers of two.)
+    An accelerator's tensors go to pinned memory in one pass, without waiting for each other. (torch keeps the pinned
+    memory for the next time, in blocks whose sizes are powers of two.)
 
     Args:
         dtype: see `narrowed`.
@@ -28,7 +28,7 @@ def stage(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None
     device = torch.device("cpu")
     for name, tensor in weights:
         source, device = narrowed(name, tensor.detach(), dtype), tensor.device
-        # Always a copy: the tensor may be a live parameter, or share its memory with another one.
+        # Always copied: the tensor may be a live parameter, or share its memory with another one.
         staged[name] = torch.empty(source.shape, dtype=source.dtype, pin_memory=device.type != "cpu")
         staged[name].copy_(source, non_blocking=True)
     if device.type != "cpu":
@@ -37,13 +37,13 @@ def stage(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None
 
 
 def narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """A matrix in the engine's data type, if that is smaller; the engine would round it to the same bits itself.
+    """Cast a matrix to the engine's data type, if that is smaller; the engine would round to the same bits itself.
 
-    Vectors and the routers of mixtures of experts stay as they are: of some models vLLM keeps them in fp32, and they
-    weigh next to nothing.
+    Vectors and the routers of mixtures of experts stay as they are: vLLM keeps them in fp32 for some models, and they
+    take next to no memory.
 
     Args:
-        dtype: the engine's, or None to leave everything as it is.
+        dtype: data type of the engine, or None to leave everything as it is.
     """
     routes = any(part == "gate" or "router" in part for part in name.split("."))
     if dtype is None or tensor.ndim < 2 or routes or not tensor.is_floating_point():
@@ -52,11 +52,11 @@ def narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torc
 
 
 def write_shards(staged: dict[str, torch.Tensor], shard_bytes: int, folder: Path | None) -> list[Shard]:
-    """Write tensors in shards of about `shard_bytes`. Made for a thread: the copying lets other threads run.
+    """Write tensors in shards of about `shard_bytes`. It may run in a thread, since copying lets other threads run.
 
     Args:
-        staged: emptied on the way, so that memory is given back.
-        folder: where safetensors files go (made if missing), or None for Ray's object store.
+        staged: the tensors by name; they are removed one by one, so that their memory is freed.
+        folder: folder for safetensors files (made if missing), or None for Ray's object store.
     """
     shards: list[Shard] = []
     for count, tensors in enumerate(_grouped(staged, shard_bytes)):
@@ -83,7 +83,7 @@ def _grouped(staged: dict[str, torch.Tensor], shard_bytes: int) -> Iterator[dict
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> Packed:
-    """Tensors of the host for Ray's object store; shares their memory."""
+    """Pack tensors of the host for Ray's object store; shares their memory."""
     return {
         name: (tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy())
         for name, tensor in tensors.items()
@@ -91,7 +91,7 @@ def pack(tensors: Mapping[str, torch.Tensor]) -> Packed:
 
 
 def unpack(packed: Packed) -> dict[str, torch.Tensor]:
-    """Inverse of `pack`; shares the memory, which in Ray's store must not be written to."""
+    """Undo `pack`; shares the memory, which must not be written to if it is in Ray's store."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return {

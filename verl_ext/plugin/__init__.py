@@ -1,8 +1,8 @@
 """The `verl.plugins` entry point: verl imports this module in every process that imports verl.
 
-It must cost next to nothing and must not fail (verl swallows a plugin's exception at DEBUG level), so all it does is
-to arm hooks: a recipe's module is imported when verl imports the module that it extends, and the CPU platform is
-registered only where it was asked for.
+It must cost next to nothing and must not fail (verl swallows a plugin's exception at DEBUG level), so it only arms
+hooks: a recipe's module is imported when verl imports the module that it extends, and the CPU platform is registered
+only if it was asked for.
 """
 
 import importlib
@@ -25,7 +25,7 @@ def _import_extension(extension: str, _: ModuleType) -> None:
 
 
 def arm_registrations() -> None:
-    """Import each recipe module right after the verl module that it extends, and never before."""
+    """Make each recipe module be imported right after the verl module that it extends, and never before."""
     for entry in entry_points(group=REGISTRATIONS):
         wrapt.register_post_import_hook(partial(_import_extension, entry.value), entry.name)
 

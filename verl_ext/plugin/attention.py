@@ -1,7 +1,7 @@
-"""Which attention the trainer computes with: flash-attn where it can be imported, torch's own (sdpa) elsewhere.
+"""Choose the trainer's attention: flash-attn if it can be imported, else torch's own (sdpa).
 
-verl's default is flash_attention_2, and a machine without flash-attn learns of that in a worker, minutes after the
-start. The resolvers below choose in the config instead:
+verl's default is flash_attention_2, and without flash-attn a run fails in a worker, minutes after the start. With the
+resolvers below, the config chooses:
 
     actor_rollout_ref:
       model:
@@ -9,8 +9,8 @@ start. The resolvers below choose in the config instead:
         override_config:
           attn_implementation: ${default_attention:}
 
-They answer in the process that resolves the config, verl's task runner, and `callbacks.CheckAttention` in the driver:
-on a cluster every node needs the same environment anyway.
+They look at the process that resolves the config, which is verl's task runner, and `callbacks.CheckAttention` at the
+driver. On a cluster every node needs the same environment anyway.
 """
 
 import importlib
@@ -21,7 +21,7 @@ FLASH, TORCH = "flash_attention_2", "sdpa"
 
 @cache
 def why_no_flash_attn() -> str | None:
-    """What its import says, or None where it works. Only an import tells: one built for another torch is installed."""
+    """Import flash-attn; return the first line of the error if that fails (it may be built for another torch), else None."""
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError) as error:
@@ -30,10 +30,10 @@ def why_no_flash_attn() -> str | None:
 
 
 def default_attention() -> str:
-    """transformers' name of the attention: verl's default, or sdpa where flash-attn cannot be imported."""
+    """Return transformers' name of the attention: verl's default, or sdpa if flash-attn cannot be imported."""
     return FLASH if why_no_flash_attn() is None else TORCH
 
 
 def can_pack(attention: str) -> bool:
-    """Whether sequences are packed without padding: with sdpa that takes a mask of the square of all their tokens."""
+    """Whether to pack sequences without padding. Not with sdpa, whose mask would be the square of all their tokens."""
     return "flash" in attention

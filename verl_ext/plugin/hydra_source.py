@@ -1,8 +1,8 @@
-"""Opens config groups in verl's primary config, so that `algorithm=soup` works without a copy of that config.
+"""Open config groups in verl's primary config, so that `algorithm=soup` works without a copy of that config.
 
 verl's `ppo_trainer.yaml` has no group `algorithm`, and Hydra refuses an override of a group that the defaults list
-does not name. The source below serves verl's own file with a few empty groups appended to its defaults list; with
-none of them chosen the composed config is byte-identical to verl's.
+does not name. The source below serves verl's own file with a few empty groups appended to its defaults list; as long
+as none of them is chosen, the composed config is byte-identical to verl's.
 """
 
 from importlib.metadata import entry_points
@@ -17,14 +17,14 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from verl_ext.plugin.resolvers import register_resolvers
 
 GROUPS = ("algorithm", "precision", "hardware", "example")
-"""In this order: a later group's file wins over an earlier one's."""
+"""The groups in their order: a later one's file wins over an earlier one's."""
 PRIMARY = "ppo_trainer.yaml"
 VERL_CONFIG = "verl.trainer.config"
 CONFIG_PACKAGES = "verl_ext.configs"
 
 
 class OpenGroupsSource(ConfigSource):
-    """Serves one file, verl's primary config, with our groups opened."""
+    """Serves one file: verl's primary config, with our groups opened."""
 
     @staticmethod
     def scheme() -> str:
@@ -60,7 +60,7 @@ class VerlGroups(SearchPathPlugin):
         register_resolvers()
         search_path.prepend(provider="verl_ext", path=f"{OpenGroupsSource.scheme()}://")
         for entry in entry_points(group=CONFIG_PACKAGES):
-            if _is_importable(entry.value):  # the examples are part of a clone, but not of a wheel
+            if _is_importable(entry.value):  # a clone has the examples, a wheel has not
                 search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
 
 

@@ -1,4 +1,4 @@
-"""OmegaConf resolvers: files next to a Python package, what this machine has, and what depends on the model's size."""
+"""OmegaConf resolvers: files beside a Python package, what this machine has, and what depends on the model's size."""
 
 import json
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from verl_ext.plugin.attention import can_pack, default_attention
 
 
 def package_dir(package: str) -> str:
-    """Absolute folder of an importable package, e.g. `${package_dir:examples.countdown}/data/train.parquet`.
+    """Return the absolute folder of an importable package, e.g. `${package_dir:examples.countdown}/data/train.parquet`.
 
     Raises:
         ModuleNotFoundError: `package` is not importable in this process.
@@ -22,18 +22,18 @@ def package_dir(package: str) -> str:
 
 
 SMALLEST_BUCKET = 64
-"""MiB. More than all weights of a toy model."""
+"""Smallest bucket in MiB: more than all weights of a toy model."""
 BYTES = 4
-"""Of a weight on its way from trainer to engine: verl sends what the trainer holds, float32 on a CPU."""
+"""Bytes of one weight as it is sent to the engine: verl sends what the trainer holds, which is float32 on a CPU."""
 VERLS_BUCKET = 2048
-"""MiB, verl's own default: for a model that is not on this machine yet."""
+"""verl's own default in MiB, for a model that is not on this machine yet."""
 
 
 def weight_bucket_megabytes(model: str) -> int:
-    """MiB that one bucket of weights must have so that the model's largest matrix fits into it, at least 64.
+    """Return the MiB that a bucket of weights needs for the model's largest matrix, at least 64.
 
-    verl asserts that each weight fits, where weights travel by shared memory. The largest is the embedding (or the
-    head, of the same shape), unless a small vocabulary leaves that to a layer of the MLP.
+    Where weights travel through shared memory, verl asserts that each of them fits. The largest is the embedding (or
+    the head, which has the same shape), or a layer of the MLP if the vocabulary is small.
 
     Args:
         model: folder of a Hugging Face model, or its name on the hub.
@@ -45,7 +45,7 @@ def weight_bucket_megabytes(model: str) -> int:
 
         try:
             cached = try_to_load_from_cache(model, "config.json")
-        except HFValidationError:  # a folder that is not there: whoever loads it will say so
+        except HFValidationError:  # a folder that does not exist: whoever loads it will say so
             cached = None
         if not isinstance(cached, str):
             return VERLS_BUCKET
@@ -57,11 +57,11 @@ def weight_bucket_megabytes(model: str) -> int:
 
 
 def training_strategy(model_engine: str) -> str:
-    """verl's `actor.strategy` of a `model_engine`, as its config has it, but with fsdp2 in the place of fsdp."""
+    """Return verl's own `actor.strategy` for a `model_engine`, but fsdp2 in place of fsdp."""
     return "fsdp2" if model_engine == "dp" else model_engine
 
 
 def register_resolvers() -> None:
-    """Make them known to OmegaConf in this process; calling it again changes nothing."""
+    """Register all resolvers with OmegaConf in this process; calling it again changes nothing."""
     for resolver in (package_dir, default_attention, can_pack, training_strategy, weight_bucket_megabytes):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -1,1 +1,1 @@
-"""What a run shows in the terminal."""
+"""Show in the terminal where a run is."""

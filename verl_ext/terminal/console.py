@@ -1,8 +1,8 @@
-"""A Hydra callback: verl's walls of log go to a file, and the terminal shows where the run is.
+"""A Hydra callback that sends verl's long log to a file, and shows in the terminal where the run is.
 
     hydra.callbacks.console: {_target_: verl_ext.terminal.console.QuietConsole, log: runs/verl.log}
 
-`log=null` leaves the terminal to verl.
+With `log=null` the log stays in the terminal.
 """
 
 import atexit
@@ -28,9 +28,9 @@ from verl_ext.terminal.run_progress import RunProgress
 
 POLL_SECONDS = 0.2
 TAIL = 15
-"""Lines of the log that are shown when a run ends where nobody could catch it."""
+"""Number of log lines that are shown when a run ends without returning to the callback."""
 LINES = 10
-"""Lines about steps where there is no terminal, in a whole run."""
+"""Number of lines about steps in a whole run, where there is no terminal."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _ORIGIN = re.compile(r"^\([^()]* pid=\d+[^()]*\) ")
 
@@ -41,15 +41,15 @@ def _seconds(since: float) -> str:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # rich would put /dev/null in the place of descriptor 1, which is the log.
+        # rich would replace descriptor 1, which is the log, by /dev/null.
         self.quiet = True
 
 
 class Display:
-    """Shows a `RunProgress`: a bar in a terminal, a line now and then elsewhere.
+    """Shows a `RunProgress`: as a bar in a terminal, elsewhere by a line now and then.
 
     Args:
-        out: where to; the terminal, or what it was redirected to.
+        out: the terminal, or what it was redirected to.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -60,7 +60,7 @@ class Display:
             *(*columns, TextColumn("{task.fields[note]}"), TimeRemainingColumn()),
             console=self._console,
             transient=True,
-            # rich would show above the bar what is printed, which is to go to the log.
+            # rich would show what is printed above the bar, but it must go to the log.
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -86,12 +86,12 @@ class Display:
         self._console.print(f"{_seconds(self._began):>6}  {text}")
 
     def feed(self, line: str) -> None:
-        """Take a line of the log, and show what it tells."""
+        """Take a line of the log, and show what it says about the run."""
         phase, state = self._state.phase, self._state
         doing, began = state.doing, self._phase_began
         if ENDED in line:
             self._console.print(line, style="red")
-        elif NOTICE in line:  # behind a bar, perhaps, which has no end of line
+        elif NOTICE in line:  # it may come right after verl's bar, which has no end of line
             self._console.print(line[line.index(NOTICE) :], style="yellow")
         if not state.feed(line):
             return
@@ -115,18 +115,18 @@ class Display:
 
 
 class _Redirection:
-    """From here on, what this process, Ray and their children print goes to `path`; `end` undoes it.
+    """Sends what this process, Ray and their children print to `path`, until `end` is called.
 
     Raises:
-        OSError: the file can't be written; nothing was redirected.
+        OSError: the file cannot be written; nothing was redirected.
     """
 
     def __init__(self, path: Path, expect: str) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():  # why an earlier run died may still be of interest
+        if path.exists():  # it may say why an earlier run died
             path.replace(path.with_name(f"{path.name}.1"))
-        # A file, since a pipe would stop children that outlive this process.
+        # A file and no pipe: a pipe would stop children that outlive this process.
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._streams = [os.dup(1), os.dup(2)]
         self._display = Display(os.fdopen(os.dup(1), "w", buffering=1))
@@ -148,7 +148,7 @@ class _Redirection:
         sys.stderr.flush()
 
     def _lines(self) -> Iterator[str]:
-        """Of the log, as they come; progress bars end theirs with a carriage return."""
+        """Yield the log's lines as they come; a progress bar ends its lines with a carriage return."""
         with self.path.open(errors="replace", newline="") as log:
             rest = ""
             while True:
@@ -164,7 +164,7 @@ class _Redirection:
             self._display.feed(_ORIGIN.sub("", _ESCAPES.sub("", line)))
 
     def end(self) -> None:
-        """Give the terminal back, once Ray has printed what it still holds."""
+        """Give the terminal back when Ray has printed what it still had."""
         try:
             ray.shutdown()
             self._flush()
@@ -178,7 +178,7 @@ class _Redirection:
                 os.close(saved)
 
     def tail(self) -> list[str]:
-        """The log's last lines."""
+        """Return the log's last lines."""
         return [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()][-TAIL:]
 
 
@@ -186,8 +186,8 @@ class QuietConsole(Callback):
     """Sends what the driver and Ray print to a file while the job runs, and shows progress instead.
 
     Args:
-        log: the file; None: nothing happens. An earlier one becomes `<log>.1`.
-        expect: a sentence on how long it takes.
+        log: the file; an earlier one is renamed to `<log>.1`. None: nothing is redirected.
+        expect: a sentence about how long the run takes.
     """
 
     def __init__(self, log: str | None, expect: str = "") -> None:
@@ -214,7 +214,7 @@ class QuietConsole(Callback):
             print(f"The run failed; what led to it is in {redirection.path}.", file=sys.stderr)
 
     def _uncaught(self) -> None:
-        """An interrupt or an exit from within: its words are in the log."""
+        """Show the log's end after an interrupt or an exit from within, whose words are in the log."""
         redirection, self._redirection = self._redirection, None
         if redirection is not None:
             redirection.end()

@@ -1,4 +1,4 @@
-"""Where a run of verl is, read off its own log lines. Imports no verl; `tests` hold the lines against verl's source."""
+"""Tell from verl's own log lines where a run is. Imports no verl; tests compare the lines with verl's source."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,22 +12,22 @@ PHASES = (
     (r"step:\d+ - |Training Progress:", "training"),
     ("Final validation metrics", "workers stop"),
 )
-"""A line that shows that a phase has begun, and what is going on in it; in the order in which they come."""
+"""Phases in their order: a pattern for the line that shows that it has begun, and what is going on in it."""
 _BAR = re.compile(r"Training Progress:.*?(\d+)/(\d+) \[")
 _STEP = re.compile(r"step:(\d+) - (.*)")
 _METRIC = re.compile(r"(?:^| - )([^\s:]+):(?:np\.float\d+\()?(-?\d[-+.\deE]*)")
 SHOWN = {"critic/score/mean": "reward", "actor/entropy": "entropy", "timing_s/step": "seconds"}
-"""Metrics of a step that are shown, and their names there."""
+"""Metrics of a step that are shown, and the names under which they are shown."""
 
 
 @dataclass
 class RunProgress:
-    """What is known of a run after the lines that it was fed.
+    """What is known about a run from the log lines so far.
 
     Attributes:
         phase: index into `PHASES`.
-        step, total: of training; total is 0 until it is known.
-        shown: the last step's `SHOWN`.
+        step, total: last step of training, and number of steps; 0 until it is known.
+        shown: the `SHOWN` metrics of the last step.
     """
 
     phase: int = 0
@@ -46,14 +46,14 @@ class RunProgress:
         return self.doing == "training"
 
     def feed(self, line: str) -> bool:
-        """Take a line of the log; True if it told something new."""
+        """Take a line of the log; returns whether it said something new."""
         before = (self.phase, self.step, self.total, self.shown)
         for number in range(self.phase + 1, len(PHASES)):
             if re.search(PHASES[number][0], line):
                 self.phase = number
         if bar := _BAR.search(line):
             self.total = int(bar[2])
-            if not self.shown:  # bar and metrics come by different ways: either may be ahead
+            if not self.shown:  # bar and metrics come in different ways, and either may be ahead
                 self.step = int(bar[1])
         if step := _STEP.search(line):
             self.step = int(step[1])

@@ -1,4 +1,4 @@
-"""From a run's config to a refusal in one sentence, before Ray or a model loads.
+"""Check a run's config, and refuse in one sentence what cannot be honoured, before Ray or a model loads.
 
-May import what it checks (`algorithm`, `prefixes`); no verl.
+May import what it checks (`algorithm`, `prefixes`); imports no verl.
 """

@@ -1,6 +1,6 @@
-"""Batches that cannot be formed, refused at start under `algorithm=soup` and `algorithm=grpo`.
+"""Refuse batches that cannot be formed, at start, under `algorithm=soup`, `grpo` and `verl`.
 
-verl looks at these in its workers, minutes later, or never. What it refuses at start itself is left to it.
+verl checks these in its workers, minutes later, or never. What verl itself refuses at start is left to it.
 """
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +12,9 @@ ACTOR = "actor_rollout_ref.actor"
 REF = "actor_rollout_ref.ref"
 ROLLOUT = "actor_rollout_ref.rollout"
 GROUP_ESTIMATORS = (*ESTIMATORS, "gdpo", "optimal_token_baseline", "tir_optimal_token_baseline")
-"""verl's that compare a sample with its group; of a user's own we know nothing."""
+"""verl's estimators that compare a sample with its group; what a user's own compares is not known."""
 PADDING_ROW = 128
-"""Tokens of the rows with which verl fills a batch up where samples are missing."""
+"""Tokens in each of the rows with which verl fills up a batch that lacks samples."""
 MICRO_BATCHES = (
     f"{ACTOR}.ppo_micro_batch_size_per_gpu",
     f"{ACTOR}.ppo_micro_batch_size",
@@ -23,7 +23,7 @@ MICRO_BATCHES = (
     f"{REF}.log_prob_micro_batch_size_per_gpu",
     f"{REF}.log_prob_micro_batch_size",
 )
-"""null by default, so another value is the user's."""
+"""These keys are null by default, so any other value is the user's."""
 
 
 def check_batches(config: DictConfig) -> None:
@@ -44,7 +44,7 @@ def check_batches(config: DictConfig) -> None:
     if actor.use_dynamic_bsz:
         _check_sizes(config)
     _check_engines(config)
-    if config.get("model_engine", "dp") == "dp":  # how others share out a batch is theirs
+    if config.get("model_engine", "dp") == "dp":  # other engines share out a batch in ways of their own
         _check_ranks(config)
 
 
@@ -66,7 +66,7 @@ def check_groups(config: DictConfig) -> None:
 
 
 def _check_engines(config: DictConfig) -> None:
-    """What vLLM and verl's rollout replicas assert when they start."""
+    """Check what vLLM and verl's rollout replicas assert when they start."""
     rollout, per_node = config.actor_rollout_ref.rollout, config.trainer.n_gpus_per_node
     gpus = per_node * config.trainer.nnodes
     key, tensor_parallel = f"{ROLLOUT}.tensor_model_parallel_size", rollout.tensor_model_parallel_size
@@ -87,7 +87,7 @@ def _check_engines(config: DictConfig) -> None:
 
 
 def _check_sizes(config: DictConfig) -> None:
-    """With dynamic batches verl ignores sizes in silence."""
+    """Refuse sizes of micro-batches, which verl ignores without a word when batches are dynamic."""
     tokens = f"{ACTOR}.ppo_max_token_len_per_gpu"
     for key in MICRO_BATCHES:
         value = OmegaConf.select(config, key)
@@ -97,7 +97,7 @@ def _check_sizes(config: DictConfig) -> None:
 
 
 def _check_ranks(config: DictConfig) -> None:
-    """How FSDP's data-parallel ranks share a mini-batch, and split their part of it."""
+    """Check that FSDP's data-parallel ranks can share a mini-batch, and split their part of it."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
     sequence_parallel = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
@@ -120,7 +120,7 @@ def _check_ranks(config: DictConfig) -> None:
 
 
 def _check_room(config: DictConfig, sequence_parallel: int) -> None:
-    """A dynamic micro-batch must hold the longest sequence."""
+    """Check that a dynamic micro-batch has room for the longest sequence."""
     rollout = config.actor_rollout_ref.rollout
     longest = max(rollout.prompt_length + rollout.response_length, PADDING_ROW)
     for key in (

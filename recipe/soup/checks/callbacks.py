@@ -1,4 +1,4 @@
-"""Hydra callbacks: before verl's main function, hence before Ray and any model, and after it."""
+"""Hydra callbacks that run the checks before verl's main function, hence before Ray and any model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from verl_ext.plugin.callbacks import require_supported_verl
 def _check(check: Callable[[DictConfig], None], config: DictConfig) -> None:
     try:
         check(config)
-    except Exception as error:  # Hydra would only warn of it, and the run would start unchecked
+    except Exception as error:  # Hydra would only warn, and the run would start unchecked
         raise SystemExit(f"The config could not be checked ({error!r}): this is a bug of ours.") from error
 
 
@@ -30,7 +30,7 @@ class RefuseWrongConfig(Callback):
 
 
 class RefuseWrongBatches(Callback):
-    """Refuse, in one sentence, batches that verl's workers would stumble over, or that hold nothing to compare."""
+    """Refuse, in one sentence, batches that would fail in verl's workers, or in which nothing can be compared."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from recipe.soup.checks.batches import check_batches
@@ -39,7 +39,7 @@ class RefuseWrongBatches(Callback):
 
 
 class RefuseWrongSettings(Callback):
-    """Refuse, in one sentence, a value under `algorithm.soup`, where the twin has keys as well."""
+    """Refuse, in one sentence, a wrong value under `algorithm.soup`, where the twin has keys as well."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from recipe.soup.settings import parse_settings

@@ -1,6 +1,6 @@
-"""Every config that SOUP cannot honour, refused at start by key and value.
+"""Refuse every config that SOUP cannot honour, at start, by key and value.
 
-Each check raises a SystemExit with one sentence: Hydra would swallow another exception of its callback.
+Each check raises a SystemExit with one sentence: Hydra would swallow any other exception from its callback.
 """
 
 import os
@@ -114,7 +114,7 @@ def _files(value: Any) -> list[str]:
 
 
 def _columns(path: Path) -> list[str]:
-    """Column names of a dataset in one of the forms that verl reads."""
+    """Return the column names of a dataset in one of the formats that verl reads."""
     if path.suffix == ".parquet":
         return parquet.read_schema(path).names
     if path.suffix != ".jsonl":

@@ -1,4 +1,4 @@
-"""Combinations of verl's losses and estimators with ours that do not compose, refused at start."""
+"""Refuse combinations of losses and estimators that do not compose, at start."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +19,7 @@ ESTIMATORS = (
 )
 """verl's estimators that compare whole responses within a group, which is all that a baseline of ours changes."""
 GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline")
-"""Those that do more than compare a sample's reward with those of its group."""
+"""Estimators that do more than compare a sample's reward with those of its group."""
 POLICY_LOSSES = ("soup", "vanilla", "gspo", "sapo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
 """verl's losses that take a ratio against the old log-probs, and weigh tokens."""
 
@@ -66,10 +66,10 @@ def _check_bypass(settings: SoupSettings) -> None:
 
 
 def check_partial_rollouts(settings: SoupSettings) -> None:
-    """Where responses are interrupted, stale tokens are not only those of historical prefixes.
+    """Refuse settings for historical prefixes that would also change interrupted responses.
 
     Raises:
-        SystemExit: a setting that would treat both alike.
+        SystemExit: key, value, and which trainer to use.
     """
     for key, value, fits in (
         ("ratio", settings.ratio, settings.ratio in ("behavior", "decoupled")),

@@ -1,9 +1,9 @@
-"""The historical engine's share of a GPU, and what must fit there at once, refused by arithmetic.
+"""Compute the historical engine's share of a GPU, and refuse what cannot fit there at once.
 
-vLLM plans each engine with `gpu_memory_utilization` of the whole GPU for weights, KV cache and activations, whatever
-else lies there: at start that much must be free, and at each wake-up weights and KV cache are mapped again. Colocated,
-the two engines sleep in turn, but one that sleeps keeps its CUDA context and graphs, and the trainer's weights and
-optimizer stay (unless they are offloaded).
+vLLM gives each engine `gpu_memory_utilization` of the whole GPU for weights, KV cache and activations, whatever else
+is there: so much must be free at start, and weights and KV cache are mapped again at each wake-up. Two colocated
+engines sleep in turn, but a sleeping one keeps its CUDA context and graphs, and the trainer's weights and optimizer
+stay (unless they are offloaded).
 """
 
 import shutil
@@ -23,15 +23,15 @@ from verl_ext.historical_policy.snapshots import checkpoint_files
 
 GB = 1e9
 COLOCATED_SHARE = 0.9
-"""Of the rollout's share: the engine stands where the rollout's did, beside what that one keeps asleep."""
+"""Part of the rollout's share that the engine gets: the rollout's engine keeps some of its own while it sleeps."""
 ASLEEP = 2 * GB
-"""Bytes that a sleeping engine keeps: CUDA context and graphs. Assumed, and rather too few than too many."""
+"""Bytes that a sleeping engine keeps: CUDA context and graphs. An assumption, and rather too low than too high."""
 KEY = "algorithm.soup.snapshot.gpu_memory_utilization"
 ROLLOUT_KEY = "actor_rollout_ref.rollout.gpu_memory_utilization"
 
 
 def engine_overrides(config: DictConfig, settings: SnapshotSettings) -> dict[str, Any]:
-    """The keys of `actor_rollout_ref.rollout` in which the historical engine differs from the rollout engine."""
+    """Return the keys of `actor_rollout_ref.rollout` in which the historical engine differs from the rollout's."""
     rollout, share = config.actor_rollout_ref.rollout, settings.gpu_memory_utilization
     if share is None:
         share = rollout.gpu_memory_utilization * (COLOCATED_SHARE if settings.placement == "colocated" else 1)
@@ -39,12 +39,14 @@ def engine_overrides(config: DictConfig, settings: SnapshotSettings) -> dict[str
 
 
 def check_memory(config: DictConfig, settings: SnapshotSettings) -> None:
-    """Add up what a GPU must hold at once; what is not known here (GPU, model) is left to vLLM's own check at start.
+    """Check that a GPU has room for all that it must hold at once.
+
+    Where GPU or model are not known, vLLM's own check at start must do.
 
     Raises:
-        SystemExit: it does not fit; says the sum.
+        SystemExit: it does not fit; the sentence has the sum.
     """
-    if config.trainer.device == "cpu":  # KV cache by environment
+    if config.trainer.device == "cpu":  # the environment sets the size of the KV cache
         return
     rollout = config.actor_rollout_ref.rollout
     share: float = engine_overrides(config, settings)["gpu_memory_utilization"]
@@ -69,7 +71,7 @@ def check_memory(config: DictConfig, settings: SnapshotSettings) -> None:
         held, beside = trainer + ASLEEP, f"{beside} + {ASLEEP / GB:.0f} GB of the engine that sleeps"
     else:
         held, beside = trainer + awake * total, f"{beside} + {awake:.2f} x {total / GB:.0f} GB of the rollout engine"
-    # Without sleep the first sum is all there is; with it, the engines take turns.
+    # Engines that sleep take turns, so each has a sum; without sleep the first sum has both.
     for key, value in ((KEY, share), (ROLLOUT_KEY, awake))[: 2 if rollout.free_cache_engine else 1]:
         needed = value * total + held
         if needed > total:
@@ -78,7 +80,7 @@ def check_memory(config: DictConfig, settings: SnapshotSettings) -> None:
 
 
 def trainer_bytes(config: DictConfig, params: float) -> float:
-    """What FSDP keeps on each GPU while an engine samples: weights and Adam's two moments; 0 for other engines."""
+    """Return the bytes that FSDP keeps on each GPU while an engine samples: weights and Adam's moments; else 0."""
     actor = config.actor_rollout_ref.actor
     if actor.strategy not in ("fsdp", "fsdp2"):
         return 0.0
@@ -92,7 +94,7 @@ def trainer_bytes(config: DictConfig, params: float) -> float:
 
 
 def gpu_bytes() -> float | None:
-    """Memory of the smallest GPU of this machine, in bytes, without a CUDA context; None if there is none."""
+    """Return the memory of this machine's smallest GPU in bytes, without a CUDA context; None if there is no GPU."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -102,7 +104,7 @@ def gpu_bytes() -> float | None:
 
 
 def parameters(path: str) -> int | None:
-    """Of a model that lies on this machine, as its safetensors say; None if it does not."""
+    """Count the parameters of a model from its safetensors; None if they are not on this machine."""
     folder = Path(path).expanduser()
     if not folder.exists():
         try:

@@ -1,4 +1,4 @@
-"""Configs that `source=snapshot` cannot honour, refused at start by key and value."""
+"""Refuse configs that `source=snapshot` cannot honour, at start, by key and value."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
 
 
 def _check_weights(key: str, path: str) -> None:
-    """Weights on this machine are looked at; the hub is asked later, where the model is."""
+    """Look at weights that are on this machine; for others the hub is asked later, where they are loaded."""
     if Path(path).expanduser().exists():
         try:
             checkpoint_files(path)

@@ -1,4 +1,4 @@
 """Boxed answers, their grading, the reward for mathematics, and its datasets.
 
-No verl, and nothing of the other rooms but `errors`.
+Imports no verl, and of the other rooms only `errors`.
 """

@@ -1,25 +1,25 @@
-r"""Where the answer stands in a text: its last `\boxed{}`. Pure Python; the datasets and the reward share it."""
+r"""Find the answer in a text, which is its last `\boxed{}`. Pure Python, for the datasets and the reward."""
 
 import re
 
 LONGEST = 500
-"""Characters of an answer; what is longer is none. Bounds the search for a closing brace, too."""
+"""Most characters of an answer; this also bounds the search for a closing brace."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 UNBRACED = re.compile(r"[^\s${}]+(?:\{[^{}$]*\})*")
-# `\boxed{2}$ and $\boxed{3}`, `m=\boxed{1}, n=\boxed{2}`: parts of one answer.
+# In `\boxed{2}$ and $\boxed{3}` or `m=\boxed{1}, n=\boxed{2}` the boxes are parts of one answer.
 BETWEEN_PARTS = re.compile(r"[\s$,.;]*(?:and|or)?[\s$,.;]*(?:[A-Za-z]\w{0,9}\s*=\s*)?")
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last `\boxed{}` or `\fbox{}` that is not empty.
+    r"""Return the content of the last `\boxed{}` or `\fbox{}` that is not empty.
 
-    Boxes that follow each other, with nothing but a comma, "and", "or" or `x=` in between, are parts of one answer and
-    are joined by commas: two guesses side by side are not one right answer.
+    Boxes with only a comma, "and", "or" or `x=` between them are parts of one answer, and are joined by commas:
+    two guesses side by side are not one right answer.
 
     Returns:
-        None without any box; "" if the last one is not closed (the response was cut off there, and who knows how the
-        answer goes on), or longer than `LONGEST`.
+        None if there is no box; "" if the last one is longer than `LONGEST` or is not closed: the response was cut off
+        there, and nobody knows how the answer goes on.
     """
     matches = list(BOX.finditer(text))
     if not matches:
@@ -40,7 +40,7 @@ def last_box(text: str) -> str | None:
 
 
 def _content(text: str, start: int) -> tuple[str | None, int]:
-    """What the box that opens at `start` holds (None: it does not close), and where it ends."""
+    """Return the content of the box that opens at `start`, or None if it does not close, and where it ends."""
     if not text.startswith("{", start):
         match = UNBRACED.match(text, start)
         return (match[0].rstrip(".,;:"), match.end()) if match else ("", start)
@@ -55,6 +55,6 @@ def _content(text: str, start: int) -> tuple[str | None, int]:
 
 
 def _is_escaped(text: str, position: int) -> bool:
-    r"""Whether an odd number of backslashes stands before: `\}` is, `\\}` is not."""
+    r"""Whether the character comes after an odd number of backslashes: `\}` does, `\\}` does not."""
     before = text[max(position - 8, 0) : position]
     return (len(before) - len(before.rstrip("\\"))) % 2 == 1

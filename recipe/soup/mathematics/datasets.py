@@ -1,6 +1,6 @@
-"""Datasets for training and evaluation, from the Hugging Face hub or from a file, as rows in verl's columns.
+"""Load datasets for training and evaluation, from the Hugging Face hub or a file, as rows in verl's columns.
 
- The columns are those of the hub's repositories; each was looked up in code that uses it, e.g. verl's
+The columns that are read are those of the hub's repositories; each was looked up in code that uses it, e.g. verl's
 `examples/data_preprocess`.
 """
 
@@ -20,7 +20,7 @@ from recipe.soup.mathematics.boxed import last_box
 Row = dict[str, Any]
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-"""Qwen2.5-Math's; appended to every problem, so that training and evaluation ask alike."""
+"""The instruction of Qwen2.5-Math, appended to every problem, so that training and evaluation ask alike."""
 
 DAPO_BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
@@ -34,14 +34,14 @@ SPLITS = ("train", "test", "validation")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a dataset lies on the hub, and how a problem and its answer are read from one of its rows.
+    """Where a dataset is on the hub, and how a problem and its answer are read from one of its rows.
 
     Attributes:
-        repository, config, split: on the hub.
-        columns: that `problem` and `answer` need.
-        problem: the bare text, without an instruction; "" if it is not there.
-        answer: the true answer; "" if it is not there.
-        repeated: the same problem may stand there many times; only the first is used.
+        repository, config, split: its names on the hub.
+        columns: the columns that `problem` and `answer` need.
+        problem: reads the bare text, without an instruction; "" if the row has none.
+        answer: reads the true answer; "" if the row has none.
+        repeated: whether a problem may be there many times; only the first is used.
     """
 
     repository: str
@@ -54,26 +54,26 @@ class Dataset:
 
 
 def _text(value: Any) -> str:
-    """What stands in a cell; "" for an empty one."""
+    """Return the text of a cell; "" for an empty one."""
     if isinstance(value, float):
         return "" if value != value else str(int(value)) if value.is_integer() else str(value)
     return "" if value is None else str(value).strip()
 
 
 def _latex(value: Any) -> str:
-    """The same, without dollars around it."""
+    """Return the text of a cell without dollar signs."""
     return DOLLAR.sub("", _text(value)).strip()
 
 
 def _plain(repository: str, split: str, problem: str, answer: str) -> Dataset:
-    """A dataset whose problems and answers are columns of text."""
+    """Describe a dataset whose problems and answers are columns of text."""
     return Dataset(
         repository, split, (problem, answer), lambda row: _text(row[problem]), lambda row: _latex(row[answer])
     )
 
 
 def _gsm8k(split: str) -> Dataset:
-    """Solutions end with `#### 1,080`."""
+    """Describe GSM8K, whose solutions end with `#### 1,080`."""
 
     def answer(row: Row) -> str:
         _, hashes, number = row["answer"].rpartition("####")
@@ -85,14 +85,15 @@ def _gsm8k(split: str) -> Dataset:
 
 
 def _olympiad_problem(row: Row) -> str:
-    """A few problems refer to a context that stands in a column of its own."""
+    """Read a problem; a few refer to a context that is in a column of its own."""
     return "\n".join(_text(text) for text in (row.get("context"), row["question"]) if text)
 
 
 def _olympiad_answer(row: Row) -> str:
-    """All answers: one text with commas where the problem has several (`is_multiple_answer`), seldom several texts.
+    """Read the answers, joined by commas.
 
-    The column `unit` is left out: the grader ignores units. So is `error`, a tolerance: it is for physics.
+    A problem with several (`is_multiple_answer`) mostly has them in one text, with commas, and seldom in several texts.
+    The column `unit` is left out, since the grader ignores units, and so is `error`, a tolerance for physics.
     """
     answers = row["final_answer"]
     return ", ".join(map(_latex, [answers] if isinstance(answers, str) else answers))
@@ -129,7 +130,7 @@ DATASETS = {
         columns=("prompt", "reward_model"),
         problem=_dapo_problem,
         answer=lambda row: _text(row["reward_model"]["ground_truth"]),
-        repeated=True,  # each of its 17,000 problems stands there about a hundred times, by accident (DAPO's issue 36)
+        repeated=True,  # each of its 17,000 problems is there about a hundred times, by accident (DAPO's issue 36)
     ),
     "math": Dataset(
         repository="DigitalLearningGmbH/MATH-lighteval",
@@ -143,11 +144,11 @@ DATASETS = {
 
 
 class Loaded(NamedTuple):
-    """Rows in verl's columns, and what was left out.
+    """Rows in verl's columns, and counts of those that were left out.
 
     Attributes:
-        repetitions: rows whose problem had been there before.
-        contradictions: those of them with another answer.
+        repetitions: number of rows whose problem had come before.
+        contradictions: number of these whose answer was another one.
     """
 
     rows: list[Row]
@@ -156,25 +157,25 @@ class Loaded(NamedTuple):
 
 
 def load(name: str, source: Path | None = None) -> list[Row]:
-    """A dataset's rows in verl's columns.
+    """Load a dataset's rows in verl's columns.
 
     Args:
         name: one of `DATASETS`.
-        source: a file of the hub's columns (parquet, json, jsonl, csv) or a folder of parquet files; None: the hub.
+        source: a file with the hub's columns (parquet, json, jsonl, csv) or a folder of parquet files; None: the hub.
 
     Returns:
         `data_source` (the name), `prompt` (one user message: the problem and `INSTRUCTION`), `ability`, `reward_model`
         (`style`, `ground_truth`) and `extra_info` (`split`, and `index`, the row's number in the source, from 0).
 
     Raises:
-        SystemExit: an unknown name, no way to the hub, a file that cannot be read, a missing column, no rows, a row
-            without problem or answer; one sentence.
+        SystemExit: the name is unknown, the hub is out of reach, a file cannot be read, a column or all rows are
+            missing, or a row has no problem or no answer.
     """
     return load_counted(name, source).rows
 
 
 def load_counted(name: str, source: Path | None = None) -> Loaded:
-    """`load`, with what it left out."""
+    """Load as `load` does, and count what is left out."""
     rows = _verl_rows(name, source)
     loaded = _first_of_each(rows) if DATASETS[check_name(name)].repeated else Loaded(list(rows), 0, 0)
     if not loaded.rows:
@@ -183,7 +184,7 @@ def load_counted(name: str, source: Path | None = None) -> Loaded:
 
 
 def check_name(name: str) -> str:
-    """The name itself.
+    """Return the name itself.
 
     Raises:
         SystemExit: it is not one of `DATASETS`.
@@ -194,7 +195,7 @@ def check_name(name: str) -> str:
 
 
 def _first_of_each(rows: Iterable[Row]) -> Loaded:
-    """Every problem once."""
+    """Keep the first row of each problem."""
     first: dict[str, Row] = {}
     repetitions = contradictions = 0
     for row in rows:
@@ -231,12 +232,12 @@ def _verl_rows(name: str, source: Path | None) -> Iterator[Row]:
 
 
 def _from_hub(name: str) -> tuple[int, Iterable[Row]]:
-    from datasets import load_dataset  # takes seconds, which files spare
+    from datasets import load_dataset  # takes seconds, and files do without it
 
     dataset = DATASETS[name]
     try:
         rows: Any = load_dataset(dataset.repository, dataset.config, split=dataset.split)
-    except Exception as error:  # the hub's client has a dozen of its own
+    except Exception as error:  # the hub's client has a dozen kinds of its own
         raise SystemExit(
             f"{name}: {dataset.repository} could not be loaded from the Hugging Face hub ({first_line(error)}): "
             f"download it where there is network, then python -m examples.data.prepare {name} --from FILE."
@@ -254,12 +255,12 @@ def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
 
             opened = [ParquetFile(file) for file in files]
             total = sum(file.metadata.num_rows for file in opened)
-            # In small batches: all of DAPO's rows as Python objects would take gigabytes.
+            # Small batches: all of DAPO's rows as Python objects would take gigabytes.
             return total, (row for file in opened for batch in file.iter_batches(4096) for row in batch.to_pylist())
         if source.suffix == ".csv":
             rows: Any = pd.read_csv(source, dtype=str, keep_default_na=False).to_dict("records")
         elif source.suffix in (".json", ".jsonl"):
-            # The hub's client writes lines into files called .json, too.
+            # The hub's client also writes lines into files called .json.
             is_list = source.read_text()[:100].lstrip().startswith("[")
             # Unlike a run's log, a dataset must be whole.
             text = source.read_text()
@@ -272,7 +273,7 @@ def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
 
 
 def _parquet_files(name: str, folder: Path) -> list[Path]:
-    """Those of the dataset's split, where the files' names begin with a split's name, as on the hub; else all."""
+    """Return a folder's parquet files; if names begin with a split's name, as on the hub, only those of our split."""
     split = DATASETS[name].split
     files = sorted(folder.glob("*.parquet"))
     if any(file.name.startswith(SPLITS) for file in files):

@@ -1,9 +1,9 @@
-r"""Whether two answers are equal, by math-verify, and a text that equal answers share.
+r"""Compare answers by math-verify, and make a text that equal answers share.
 
 `python -m recipe.soup.mathematics.grading` is the process that `reward.py` asks: requests on its standard input and
-replies on its standard output, one line of JSON each. math-verify stops itself by SIGALRM only, which works in a main
-thread only and not inside one long operation on integers, so `\boxed{9^{9^{9^9}}}` would hold up a trainer for ever
-(verl-project/verl#5839). This process ends instead, and is started anew.
+replies on its standard output, one line of JSON each. math-verify can only stop itself by SIGALRM, which works in a
+main thread only, and not inside one long operation on integers, so `\boxed{9^{9^{9^9}}}` would hold up a trainer for
+ever (verl-project/verl#5839). Here it is this process that ends, and it is started anew.
 """
 
 import contextlib
@@ -22,58 +22,59 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 from math_verify.grader import get_pct_val, is_assignment_relation, is_relation, take_last_relation
 
 SECONDS = 3.0
-"""Of processor time for one request; an answer usually takes 0.02. Not by the clock: how busy the machine is must not
-decide what is correct."""
+"""Limit of processor time for one request; an answer usually takes 0.02. Processor time, since what is correct must not
+depend on how busy the machine is."""
 MEMORY = 4 * 1024**3
-"""Bytes of address space."""
+"""Limit of the address space, in bytes."""
 
 SMALL = sympy.Rational(1, 1000)
-"""math-verify compares six decimals, by which 2e-19 is 1e-19; smaller numbers than this by six significant digits."""
+"""Smaller numbers are compared by six significant digits: by math-verify's six decimals 2e-19 would equal 1e-19."""
 LONGEST_INTEGER = 10**40
 
 DOLLAR = re.compile(r"(?<!\\)\$")
 THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\s)+(?=\d{3}(?!\d))")
 # math-verify reads the e of 4.5e33, which MinervaMath's answers have, as Euler's number.
 SCIENTIFIC = re.compile(r"(?<=\d)[eE]([+-]?\d+)(?![\w.])")
-# It knows units, but in plain letters only short ones.
+# math-verify knows units, but only short ones if they are in plain letters.
 AMOUNT = re.compile(r"(-?[\d.,]*\d)\s+(?!percent)[A-Za-z]{3,}[A-Za-z ]*")
 PERCENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:\\?%|percent)\s*\}|percent)$")
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s*\{([^{}]*)\}")
-# Letter by letter math-verify would read a product of variables.
+# math-verify would read these letter by letter, as a product of variables.
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]*[A-Za-z]")
 
 
 def clean(answer: str) -> str:
-    """Without what does not change the value but misleads math-verify."""
+    """Remove what does not change the value but misleads math-verify."""
     answer = THOUSANDS.sub("", DOLLAR.sub("", answer)).strip().rstrip(".").strip()
     amount = AMOUNT.fullmatch(answer)
     return SCIENTIFIC.sub(r"\\times 10^{\1}", amount[1] if amount else answer)
 
 
 def words(answer: str) -> str | None:
-    r"""An answer in words (`\text{Friday}`, `even`), in lower case; None if it is none, or an abbreviation."""
+    r"""Return an answer in words (`\text{Friday}`, `even`) in lower case; None for others and for abbreviations."""
     plain = " ".join(TEXT.sub(r"\1", answer).split())
     return plain.lower() if len(plain) > 2 and WORDS.fullmatch(plain) else None
 
 
 @lru_cache(maxsize=256)
 def readings(answer: str, free: bool = False) -> list[Any]:
-    r"""What math-verify takes the text for: a SymPy object, then its LaTeX as a string; [] if it finds nothing.
+    r"""Return what math-verify reads: a SymPy object, then its LaTeX as a string; [] if it finds nothing.
 
     Args:
-        answer: an answer, or with `free` a text that contains one somewhere.
+        answer: an answer; with `free`, a text that has one somewhere.
+        free: whether to search the text for the answer.
     """
     no_timeout: Any = None
     if free:
         return parse(answer, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=no_timeout)
-    # Not the second: of `1, 2, \ldots, n`, which is no LaTeX for it, it would take the 2.
+    # Without ExprExtractionConfig: of `1, 2, \ldots, n`, which math-verify does not read as LaTeX, it would take the 2.
     return parse(rf"\boxed{{{answer}}}", [LatexExtractionConfig()], parsing_timeout=no_timeout)
 
 
 def is_equal(answer: str, truth: str, free: bool = False) -> bool:
     """Whether the answer has the value of the true one.
 
-    As math-verify judges it, and besides: equal texts and equal words are equal, and 10 % is 10 and is 0.1.
+    math-verify decides; besides, equal texts and equal words are equal, and 10 % equals both 10 and 0.1.
     """
     truth = clean(truth)
     if free:
@@ -91,7 +92,7 @@ def is_equal(answer: str, truth: str, free: bool = False) -> bool:
 
 
 def _same(found: list[Any], true: list[Any]) -> bool:
-    """`verify`, except for small numbers; `x > 3` is the set of its solutions, on either side."""
+    """Compare by `verify`, but small numbers by their digits; `x > 3` equals the set of its solutions."""
     if not found or not true:
         return False
     number, true_number = _number(_unwrapped(found[0])), _number(_unwrapped(true[0]))
@@ -101,11 +102,11 @@ def _same(found: list[Any], true: list[Any]) -> bool:
 
 
 def canonical(answer: str, free: bool = False) -> str:
-    r"""A text that answers of equal value share, as far as possible: `1/2`, `0.5` and `\frac{1}{2}` give `0.5`.
+    r"""Return a text that answers of equal value share, if possible: `1/2`, `0.5` and `\frac{1}{2}` give `0.5`.
 
-    Real numbers have six decimals, as math-verify compares them, those below `SMALL` six significant digits; `x=5` is
-    `5`, and `10\%` is `10`. Elements of sets are sorted, polynomials and fractions multiplied out. What cannot be read
-    is given as it is, without spaces; "" if there is nothing.
+    Real numbers get six decimals, as math-verify compares them, and six significant digits below `SMALL`. `x=5` becomes
+    `5`, and `10\%` becomes `10`. Elements of sets are sorted, polynomials and fractions multiplied out. What cannot be
+    read is returned as it is, without spaces; "" if there is nothing.
     """
     if not free:
         answer = clean(answer)
@@ -115,17 +116,17 @@ def canonical(answer: str, free: bool = False) -> str:
     found = readings(answer, free)
     try:
         return _text(found[0])
-    except Exception:  # SymPy raises whatever it likes on what models write
+    except Exception:  # SymPy raises all kinds of exceptions on what models write
         return "" if free else "".join(answer.split())
 
 
 def _unwrapped(value: Any) -> Any:
-    """`5` of `x=5`."""
+    """Return `5` for `x=5`."""
     return take_last_relation(value).rhs if is_assignment_relation(value) else value
 
 
 def _number(value: Any) -> Any:
-    """A finite real number, with decimals as fractions; None for everything else."""
+    """Return a finite real number, its decimals as fractions; None for everything else."""
     if not isinstance(value, sympy.Expr) or not value.is_number:
         return None
     value = value.doit()
@@ -139,12 +140,12 @@ def _number_text(number: Any) -> str:
     value = Decimal(str(number.evalf(30)))
     if SMALL <= abs(value) < LONGEST_INTEGER:
         return f"{value:.6f}".rstrip("0").rstrip(".")
-    # Large integers differ in their last digits, too.
+    # Large integers may differ in their last digits only.
     return f"{value:.5e}" + (f"...{int(number) % 10**9:09d}" if number.is_Integer else "")
 
 
 def _text(value: Any) -> str:
-    """The canonical text of what math-verify read."""
+    """Return the canonical text of what math-verify has read."""
     value = _unwrapped(value)
     value = get_pct_val(value, value)  # 10 % is 10 here, as in a box
     number = _number(value)
@@ -176,7 +177,7 @@ def _multiplied_out(value: Any) -> Any:
 
 
 def _relation_text(value: Any) -> str:
-    """An equation up to a factor, an inequality in one variable as the set of its solutions."""
+    """Write an equation up to a factor, and an inequality in one variable as the set of its solutions."""
     if isinstance(value, sympy.Eq):
         left, right = value.lhs, value.rhs
         difference = _multiplied_out(left - right).as_content_primitive()[1]  # pyright: ignore[reportOperatorIssue]
@@ -191,18 +192,18 @@ def _relation_text(value: Any) -> str:
 def serve() -> None:
     """Answer requests until the standard input ends.
 
-    A request is `{"answer": str, "free": bool, "truth": str}`, and its reply whether they are equal; without `truth`
-    the reply is the answer's canonical text.
+    A request is `{"answer": str, "free": bool, "truth": str}`, and the reply says whether they are equal. Without
+    `truth` the reply is the answer's canonical text.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we passed no timeout
     with contextlib.suppress(ValueError):  # a stricter limit is there already
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    replies, sys.stdout = sys.stdout, sys.stderr  # a library that prints must not get in between
+    replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not get between the replies
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process, whatever it is in the midst of
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # SIGPROF ends the process, whatever it is doing
         try:
             reply: Any = is_equal(**request) if "truth" in request else canonical(**request)
         except Exception:  # as above

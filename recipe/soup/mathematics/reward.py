@@ -1,7 +1,7 @@
 """The reward for mathematics, in verl's form: `reward.custom_reward_function.path=pkg://recipe.soup.mathematics.reward`.
 
-math-verify grades, in a process of its own (`grading.py` says why). One process for each that asks: verl has
-`reward.num_workers` of those.
+math-verify grades, in a process of its own (`grading.py` says why). Each process that asks has one; verl has
+`reward.num_workers` processes that ask.
 """
 
 import atexit
@@ -15,20 +15,20 @@ from typing import Any
 from recipe.soup.mathematics.boxed import last_box
 
 TAIL = 300
-"""Characters from the end of a response without a box, among which its answer is looked for."""
+"""Characters at the end of a response without a box in which its answer is looked for."""
 LONGEST_PRED = 200
-"""Characters of `pred`; verl keeps these texts in arrays as wide as the longest."""
+"""Most characters of `pred`; verl keeps these texts in arrays as wide as the longest."""
 
 
 class Grader:
-    """A process that grades. Threads may share it; they wait for one another."""
+    """Asks a process that grades. Threads may share it, and then wait for one another."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def ask(self, **request: Any) -> Any:
-        """The reply of `grading.serve`; None if it took too much time or memory.
+        """Return the reply of `grading.serve`; None if the request took too much time or memory.
 
         Raises:
             RuntimeError: the process cannot be started, e.g. because math-verify is not installed.
@@ -81,7 +81,7 @@ atexit.register(lambda: _grader.close())
 
 
 def _forget() -> None:
-    """A forked process has none of the threads that may hold the lock, and must not write into its parent's pipe."""
+    """Begin anew in a forked process: threads that may hold the lock are not there, and the pipe is its parent's."""
     global _grader
     _grader = Grader()
 
@@ -92,10 +92,10 @@ os.register_at_fork(after_in_child=_forget)
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    r"""1.0 if the response's answer has the value of the true one, else 0.0.
+    r"""Give 1.0 if the response's answer has the value of the true one, else 0.0.
 
-    The answer is what the last `\boxed{}` holds (`boxed.last_box`), and without any box what math-verify finds in the
-    last `TAIL` characters. Only what follows the last `</think>` counts, if there is one.
+    The answer is the content of the last `\boxed{}` (`boxed.last_box`); if there is no box, what math-verify finds in
+    the last `TAIL` characters. Only what comes after the last `</think>` counts, if there is one.
 
     Args:
         data_source: the dataset's name; not used.
@@ -104,10 +104,9 @@ def compute_score(
         extra_info: not used.
 
     Returns:
-        `score` and `acc`: 1.0 or 0.0; the latter is what verl calls accuracy.
-        `pred`: a text that answers of equal value share as far as possible, over which verl counts majorities
-        (`maj@N`). "" for a response without an answer: verl counts that as an answer, too, and drops `maj@N` if one
-        is None.
+        `score` and `acc`: 1.0 or 0.0; verl calls the latter accuracy.
+        `pred`: a text that answers of equal value share, if possible; verl counts majorities of it (`maj@N`). It is ""
+        for a response without an answer: verl counts that as an answer, but drops `maj@N` where one is None.
 
     Raises:
         RuntimeError: math-verify cannot be started; never because of what the response contains.
@@ -128,6 +127,6 @@ def compute_score(
 
 
 def _tail(response: str) -> str:
-    """The end of the response, from the beginning of a word on."""
+    """Return the end of the response, beginning with a whole word."""
     response = response.strip()
     return response if len(response) <= TAIL else response[-TAIL:].partition(" ")[2]

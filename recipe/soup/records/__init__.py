@@ -1,4 +1,4 @@
 """What runs leave behind, and how it is read: metrics, problems, estimators.
 
-No verl, and nothing of the other rooms but `errors`.
+Imports no verl, and of the other rooms only `errors`.
 """

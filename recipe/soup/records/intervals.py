@@ -1,4 +1,4 @@
-"""Bootstrap intervals over problems and seeds."""
+"""Compute bootstrap intervals over problems and seeds."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ LEVEL = (0.025, 0.975)
 
 
 def mean_interval(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean over runs and problems, with a 95 % interval.
+    """Return the mean over runs and problems, with its 95 % interval.
 
-    Draws runs and problems with replacement: the interval is about other seeds and other problems. All runs meet the
-    same problems, so a draw of problems holds for all of them; drawn run by run, their difficulty would average out.
+    Runs and problems are drawn with replacement: the interval is about other seeds and other problems. All runs meet
+    the same problems, so they share each draw of problems; if each run had its own, their difficulty would average out.
 
     Args:
-        values: for each run, one number a problem, in the same order.
+        values: for each run an array with one number for each problem, in the same order.
     """
     rng, table = np.random.default_rng(0), np.stack(values)
     runs, problems = table.shape
@@ -27,9 +27,9 @@ def mean_interval(values: Sequence[np.ndarray]) -> tuple[float, float, float]:
 
 
 def paired_interval(values: Sequence[np.ndarray], twins: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean difference to the twins of the same seeds on the same problems, with a 95 % interval.
+    """Return the mean difference to the twins with the same seeds on the same problems, with its 95 % interval.
 
     Args:
-        values, twins: for each seed, one number a problem, in the same order.
+        values, twins: for each seed an array with one number for each problem, in the same order.
     """
     return mean_interval([value - twin for value, twin in zip(values, twins, strict=True)])

@@ -1,4 +1,4 @@
-"""Reading the JSON lines that verl's loggers and dumps write."""
+"""Read the JSON lines that verl's loggers and dumps write."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last may still be in the writing, or have been when its writer was killed.
+    """Read all lines that are complete; the last may not be, if its writer is still at work or was killed.
 
     Only a newline ends a line: `str.splitlines` also splits at characters that JSON leaves as they are.
     """

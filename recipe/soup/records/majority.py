@@ -1,4 +1,4 @@
-"""maj@k: is the most frequent answer of k samples right?"""
+"""Estimate maj@k: is the most frequent answer of k samples right?"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ DRAWS = 200
 
 
 def majority_at_k(answers: Sequence[str], correct: Sequence[bool], k: int, rng: np.random.Generator) -> float:
-    """Share of random choices of k of the samples whose most frequent answer is correct.
+    """Return the share of random choices of k samples in which the most frequent answer is correct.
 
-    Ties go to each of the tied answers with equal probability. A sample without an answer ("") has no vote; if none of
-    the k has one, they are wrong. (Our choice: verl's `maj@N` draws with replacement, which also at k = n leaves out a
-    third of the samples.)
+    Tied answers share the win equally. A sample without an answer ("") has no vote; if none of the k has an answer,
+    they are wrong. (Our choice: verl's `maj@N` draws with replacement, so that a third of the samples is left out even
+    at k = n.)
 
     Args:
-        answers: of the n samples of one problem, comparable as text.
-        correct: of each sample.
-        k: from 1 to n.
+        answers: answers of the n samples of one problem, comparable as text.
+        correct: whether each sample is correct.
+        k: number of samples to choose, from 1 to n.
     """
     right = {answer for answer, is_correct in zip(answers, correct, strict=True) if is_correct}
     total, draws = 0.0, 1 if k == len(answers) else DRAWS

@@ -1,4 +1,4 @@
-"""Responses as text in which a reader sees where history ends and the present begins."""
+"""Write responses as text in which a reader sees where history ends and the present begins."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ OPEN, CLOSE = "⟦", "⟧"
 
 
 def marked(tokenizer: Any, response_ids: list[int], prefix: Sequence[bool]) -> str:
-    """The response's text with each historical stretch in brackets.
+    """Return the response's text with each historical stretch in brackets.
 
     Args:
-        response_ids: the tokens.
-        prefix: of each token, whether it is older than its step's version; may be padded.
+        response_ids: the response's tokens.
+        prefix: whether each token is older than its step's version; may be padded.
     """
     text, start = "", 0
     for end in range(1, len(response_ids) + 1):

@@ -1,4 +1,4 @@
-"""The metrics of a run: where verl's file logger writes them, and what there is by step."""
+"""Find and read the metrics that verl's file logger writes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from recipe.soup.records.json_lines import read_json_lines
 
 
 def metrics_file(config: DictConfig) -> Path:
-    """Where verl's file logger writes a run's metrics."""
+    """Return the path at which verl's file logger writes a run's metrics."""
     told = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     environ = {**os.environ, **told}
     if path := environ.get("VERL_FILE_LOGGER_PATH"):
@@ -34,16 +34,16 @@ def metrics_of(run: Path) -> Path:
 
 
 def earlier_metrics(path: Path) -> Path:
-    """Where a run that was resumed has the metrics from before: verl's file logger begins its file anew."""
+    """Return the path of the metrics from before a run was resumed: verl's file logger begins its file anew."""
     return path.with_name(f"{path.name}.earlier")
 
 
 def keep_earlier_metrics(path: Path, resumed_at: int) -> None:
-    """Before the file logger begins anew, put aside what the run had measured up to the step that it goes on from.
+    """Put aside the metrics up to the step that a run goes on from, before the file logger begins its file anew.
 
     Args:
-        path: what the file logger will write.
-        resumed_at: step of the checkpoint; 0: none, so that what lies there is another run's.
+        path: the file that the file logger will write.
+        resumed_at: step of the checkpoint; 0 if there is none, so that a file at `path` is another run's.
     """
     earlier = earlier_metrics(path)
     if resumed_at == 0:
@@ -54,22 +54,22 @@ def keep_earlier_metrics(path: Path, resumed_at: int) -> None:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, also those from before the run was resumed; step 0 is the validation before training.
+    """Read metrics by step, those from before the run was resumed included; step 0 is validation before training.
 
-    What was no number (written as null) is left out.
+    Metrics that were no number, and were written as null, are left out.
     """
     metrics: dict[int, dict[str, float]] = {}
     earlier = earlier_metrics(path)
     for file in (earlier, path) if earlier.exists() else (path,):
         for row in read_json_lines(file):
-            # A resumed run validates once more at the step that it goes on from: a second row of that step.
+            # A resumed run validates once more at the step that it goes on from, so that step has a second row.
             numbers = {key: value for key, value in row["data"].items() if value is not None}
             metrics.setdefault(row["step"], {}).update(numbers)
     return metrics
 
 
 def validation_accuracy(metrics: dict[int, dict[str, float]]) -> dict[int, float]:
-    """Mean accuracy of unmixed validation, over data sources, by the step after which it was measured."""
+    """Return the accuracy of unmixed validation, averaged over data sources, by the step after which it was taken."""
     found = {
         step: [value for key, value in values.items() if key.startswith("val-core/") and "/mean@" in key]
         for step, values in metrics.items()

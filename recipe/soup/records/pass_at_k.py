@@ -1,29 +1,29 @@
-"""Unbiased pass@k."""
+"""Estimate pass@k without bias."""
 
 from collections.abc import Sequence
 from math import comb
 
 PASS_AT = (1, 4, 8, 16)
-"""The k that metrics and tables show."""
+"""Values of k in metrics and tables."""
 
 
 def powers_of_two(largest: int) -> list[int]:
-    """1, 2, 4, ... up to `largest`: the k of a curve."""
+    """Return 1, 2, 4, ... up to `largest`, the values of k in a curve."""
     return [2**i for i in range(largest.bit_length())]
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of k samples, drawn without replacement from those taken, is correct.
+    """Return the probability that at least one of k samples, drawn without replacement, is correct.
 
-    The unbiased estimator of Chen et al. 2021 (Codex); verl's `best@k` is a bootstrap.
+    This is the unbiased estimator of Chen et al. 2021 (Codex); verl's `best@k` is a bootstrap.
 
     Args:
-        samples: taken for the problem.
-        correct: of them.
-        k: at most `samples`.
+        samples: number of samples of the problem.
+        correct: how many of them are correct.
+        k: number of samples to draw, at most `samples`.
 
     Raises:
-        ValueError: k larger than the number of samples.
+        ValueError: k is larger than the number of samples.
     """
     if not 0 <= correct <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {correct} correct among {samples} samples is not defined")
@@ -31,9 +31,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Over problems.
+    """Average pass@k over problems.
 
     Args:
-        counts: samples and correct samples of each problem.
+        counts: number of samples and of correct samples of each problem.
     """
     return sum(pass_at_k(samples, correct, k) for samples, correct in counts) / len(counts)

@@ -1,4 +1,4 @@
-"""Problems as verl stores them: rows of parquet files."""
+"""Read problems from parquet files in verl's columns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ class Problem:
 
 
 def read_problems(files: Any, limit: int = -1) -> list[Problem]:
-    """The rows of parquet files, at most `limit` of them (-1: all)."""
+    """Read the rows of parquet files, at most `limit` of them (-1: all)."""
     names = [files] if isinstance(files, str | Path) else list(files)
     rows = pd.concat([pd.read_parquet(Path(name).expanduser()) for name in names])
     return problems_of((rows if limit < 0 else rows.head(limit)).to_dict("records"))
 
 
 def problems_of(rows: list[Any]) -> list[Problem]:
-    """From verl's columns."""
+    """Make problems of rows in verl's columns."""
     return [
         Problem(list(row["prompt"]), row["data_source"], row["reward_model"]["ground_truth"], row.get("extra_info"))
         for row in rows

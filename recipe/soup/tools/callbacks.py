@@ -1,4 +1,4 @@
-"""The Hydra callback that shows a run's result at its end."""
+"""A Hydra callback that shows a run's result at its end."""
 
 import time
 from pathlib import Path
@@ -15,18 +15,18 @@ FOLDERS = {
     "validation samples": "trainer.validation_data_dir",
     "checkpoints": "trainer.default_local_dir",
 }
-"""What a run leaves behind, and the key of where."""
+"""What a run leaves behind, and the key that says where."""
 CLOCK_SECONDS = 1.0
-"""File systems' clocks are coarser than the process's."""
+"""Tolerance: a file system's clock is coarser than the process's."""
 
 
 def _written_since(path: Path, moment: float) -> bool:
-    """Whether a file, or one in the folder, has been written since then: earlier runs may have left others."""
+    """Whether the file, or a file in the folder, has been written since then; earlier runs may have left others."""
     return path.exists() and any(item.stat().st_mtime >= moment for item in (path, *path.glob("*")))
 
 
 class ShowResult(Callback):
-    """At a run's end: before and after, one picture, and where everything is."""
+    """Print before and after, draw one picture, and say where everything is, when a run ends."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._began = time.time() - CLOCK_SECONDS

@@ -1,6 +1,6 @@
-"""How far a run's old log-probs may be from recomputed ones: the comparison, its bounds, and what breaks them.
+"""Judge how far a run's old log-probs are from recomputed ones: the comparison, its bounds, and what breaks them.
 
-Imports no torch: `verify.py` computes, this file judges.
+`verify.py` computes; this file imports no torch.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ SEGMENTS = ("prefix", "continuation")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a token is: line of `<step>.jsonl`, and token of its response, both counted from 1."""
+    """Where a token is: the line of `<step>.jsonl`, and the token of its response, both counted from 1."""
 
     step: int
     line: int
@@ -29,9 +29,9 @@ class Comparison:
     """Absolute differences, in nats, between logged old log-probs and recomputed ones.
 
     Attributes:
-        claimed: under the version that the run claims for each token.
-        places: of each of these tokens.
-        others: under every other version with a checkpoint, by how far it is from the claimed one.
+        claimed: differences under the version that the run claims for each token.
+        places: where each of these tokens is.
+        others: differences under every other version with a checkpoint, by its distance from the claimed one.
     """
 
     claimed: list[float] = field(default_factory=list)
@@ -44,11 +44,11 @@ class Bounds:
     """What a run must keep to. The defaults are those of the toy model in float32.
 
     Attributes:
-        largest: difference to the claimed version at the worst token, in nats.
-        mean: difference to the claimed version over a segment's tokens, in nats.
-        apart: difference to any other version at its most different token, at least, in nats. Without it, equal weights
-            would pass as well, whoever sampled. 0: other versions are not asked for.
-        expected: the segments that must have tokens.
+        largest: most nats between the claimed version and the run, at the worst token.
+        mean: most nats between the claimed version and the run, in the mean of a segment's tokens.
+        apart: least nats between any other version and the run, at the most different token. Without this bound equal
+            weights would pass, whichever of them sampled. 0: other versions are not compared.
+        expected: segments that must have tokens.
     """
 
     largest: float = 1e-5
@@ -58,7 +58,7 @@ class Bounds:
 
 
 def broken(comparisons: dict[str, Comparison], bounds: Bounds) -> Iterator[str]:
-    """What does not keep to the bounds, a sentence each; nothing if the run is exact. A NaN keeps to none."""
+    """Yield a sentence for each bound that is broken; none if the run is exact. A NaN breaks all bounds."""
     for segment, comparison in comparisons.items():
         if not comparison.claimed:
             if segment in bounds.expected:

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   soup-verl plot runs/qwen3-4b/soup --out soup.png
 """
 SMOOTH = 5
-"""Steps over which metrics of training are averaged."""
+"""Number of steps over which metrics of training are averaged."""
 PANELS: dict[str, dict[str, str]] = {
     "accuracy (unmixed validation)": {"^val-core/.*/mean@": "mean", "^soup/val/greedy$": "greedy"},
     "pass@16 (unmixed validation)": {"/pass@16$": "pass@16", "/pass@4$": "pass@4"},
@@ -41,11 +41,11 @@ PANELS: dict[str, dict[str, str]] = {
     "lag, updates": {"soup/train/prefix/lag/mean": "mean", "soup/train/prefix/lag/max": "largest"},
     "prefix tokens, share of all trained": {"soup/train/prefix/share": "share"},
 }
-"""By title: the curves, by a regular expression for the metric's name."""
+"""Panels by title; the curves of each by a regular expression for the metric's name."""
 OUTER = "^val-core/|^soup/val/|/[^/]*/mean@.*$|/pass@.*$"
 LOGARITHMIC = ("ratio",)
 OF_PREFIXES = "prefix/(?!share)|reward/mixed$"
-"""Metrics that are 0 where a step has no prefix."""
+"""Metrics that are 0 in a step without prefixes."""
 TOKENS = "soup/train/prefix/tokens"
 
 
@@ -61,14 +61,14 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def draw_run(path: Path, out: Path | None = None) -> Path:
-    """Draw the run whose metrics are at `path`; returns the picture, which is beside them if `out` is None."""
+    """Draw the run whose metrics are at `path`; returns the picture's path, beside them if `out` is None."""
     out = out or path.with_suffix(".png")
     draw(pd.DataFrame(read_metrics(path)).T.sort_index(), path.stem, out)
     return out
 
 
 def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
-    """One panel for each of `PANELS`; what a run did not measure is left out."""
+    """Draw a panel for each of `PANELS`; what a run did not measure is left out."""
     figure, axes = plt.subplots(3, 3, figsize=(14, 9), constrained_layout=True)
     for axis, (name, curves) in zip(axes.flat, PANELS.items(), strict=True):
         for part, label in curves.items():
@@ -82,7 +82,7 @@ def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
                 if not validates:
                     values = pd.Series(values.rolling(SMOOTH, min_periods=1).mean())
                 if len(values):
-                    # Only validation metrics come once for each data source, which their names have in the middle.
+                    # Only validation metrics come once for each data source, whose name is in the middle of theirs.
                     shown = f"{label} ({re.sub(OUTER, '', column)})" if len(found) > 1 else label
                     axis.plot(values.index, values, marker="o" if validates else None, markersize=4, label=shown)
         if axis.lines:

@@ -1,4 +1,4 @@
-"""`soup-verl show`: a run's training samples in the terminal, history in another colour."""
+"""`soup-verl show`: print a run's training samples in the terminal, history in another colour."""
 
 import argparse
 import io
@@ -20,9 +20,9 @@ EXAMPLES = r"""examples:
 """
 HISTORY = "black on yellow"
 WIDTH = 80
-"""Of a picture, in characters."""
+"""Width of a picture, in characters."""
 TURN = re.compile(r"(?:^|\n)(?:system|user|assistant)\n")
-"""Between the turns of a chat, once the special tokens are left out."""
+"""What separates the turns of a chat when the special tokens are left out."""
 FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 STRETCHES = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
 
@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def last_question(prompt: str) -> str:
-    """The text of a chat's last turn that is not empty, on a line of its own; without turns, the prompt."""
+    """Return the last turn of a chat that is not empty, on a line of its own; without turns, the prompt."""
     turns = [turn.strip() for turn in TURN.split(prompt) if turn.strip()]
     return f"{turns[-1]}\n" if len(turns) > 1 else prompt
 
 
 def coloured(sample: dict[str, Any], brackets: bool, brief: bool = False) -> Text:
-    """One sample: step, reward, versions, prompt and response, in which history stands out.
+    """Write one sample: step, reward, versions, prompt and response, in which history stands out.
 
     Args:
         brackets: keep those around history, where there are no colours.
@@ -68,7 +68,7 @@ def show(args: argparse.Namespace) -> None:
     """Print or draw training samples, newest first: history on yellow, then what the current policy wrote."""
     folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
     dumps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit() and args.step in (None, int(path.stem))]
-    # By when they were written: a run that starts anew leaves the later steps of the one before.
+    # Sorted by time: a run that starts anew leaves the later steps of the one before.
     dumps.sort(key=lambda path: (path.stat().st_mtime, int(path.stem)))
     if not dumps:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"

@@ -12,13 +12,13 @@ EXAMPLES = """example:
 """
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "save_checkpoint")
 VALIDATION = {"^val-core/.*/mean@": "accuracy", r"^soup/val/.*pass@(\d+)$": "pass@{}", "^soup/val/entropy$": "entropy"}
-"""Rows of the table, by the metrics whose mean over data sources they are; all from unmixed validation."""
+"""Rows of the table, by the metrics whose mean over data sources they show; all from unmixed validation."""
 TRAINING = {"critic/score/mean": "reward", "soup/train/groups_with_signal": "groups with signal"}
 QUARTER = 4
 
 
 def _validation_rows(values: dict[str, float]) -> dict[str, float]:
-    """The table's rows for one validation, means over data sources."""
+    """Return the table's rows for one validation, as means over data sources."""
     found: dict[str, list[float]] = {}
     for pattern, name in VALIDATION.items():
         for key, value in values.items():
@@ -28,7 +28,7 @@ def _validation_rows(values: dict[str, float]) -> dict[str, float]:
 
 
 def _table(metrics: dict[int, dict[str, float]]) -> list[str]:
-    """Before and after: the first and the last validation, the first and the last quarter of training."""
+    """Compare before and after: the first and the last validation, the first and the last quarter of training."""
     lines = []
     validated = sorted(step for step, values in metrics.items() if _validation_rows(values))
     if validated:
@@ -50,10 +50,10 @@ def _table(metrics: dict[int, dict[str, float]]) -> list[str]:
 
 
 def summary(path: Path, places: dict[str, str]) -> str:
-    """A few lines about one run: before and after, where a step's time goes, ratios, and where everything is.
+    """Write a few lines about a run: before and after, where a step's time goes, ratios, and where everything is.
 
     Args:
-        path: of the metrics.
+        path: the metrics.
         places: where other things are, by what they are.
     """
     metrics = read_metrics(path)
@@ -69,7 +69,7 @@ def summary(path: Path, places: dict[str, str]) -> str:
             lines.append(f"  historical share of the trained tokens (median): {shares:.0%}")
             names = ("soup/train/prefix/ratio_at_start/max", "soup/train/continuation/engine_mismatch/max")
             ratios, mismatches = ([s[name] for s in mixed if name in s] for name in names)
-            if ratios and mismatches:  # none with verl's bypass_mode
+            if ratios and mismatches:  # verl's bypass_mode has none
                 differ = f"rollout engine and trainer differ by {max(mismatches):.1e} nats"
                 lines.append(f"  largest ratio {max(ratios):.2f}; {differ}")
     return "\n".join([*lines, *(f"  {what} in {place}" for what, place in places.items())])

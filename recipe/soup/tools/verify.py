@@ -1,4 +1,4 @@
-"""`soup-verl verify`: recompute a run's old log-probs, to see whether every ratio has the right policy below it."""
+"""`soup-verl verify`: recompute a run's old log-probs, and compare them with those that entered the loss."""
 
 import argparse
 from collections.abc import Iterator
@@ -57,17 +57,17 @@ def verify(
     """Compare logged with recomputed log-probs.
 
     Args:
-        samples: folder of verl's JSONL dump, one file a step.
+        samples: folder of verl's JSONL dump, with a file for each step.
         checkpoints: folder with `global_step_<version>/actor/huggingface`.
-        base_model: version 0.
+        base_model: folder or name of version 0.
         temperature: `actor_rollout_ref.rollout.temperature` of the run.
         foreign: model folder of version -1, where prefixes came from another run's checkpoint.
 
     Returns:
-        the comparison for tokens of the `prefix` (older than their step's version) and of the `continuation`.
+        comparisons for the tokens of the `prefix`, which are older than their step's version, and the `continuation`.
 
     Raises:
-        FileNotFoundError: no samples, or no checkpoint of a version that some token claims.
+        FileNotFoundError: there are no samples, or no checkpoint of a version that some token claims.
     """
     steps = read_samples(samples)
     if not steps:

@@ -1,4 +1,4 @@
-"""Runs a study: each run is a process of its own; those that are done are left alone."""
+"""Run a study: each run is a process of its own, and those that are done are left alone."""
 
 import os
 import shlex
@@ -20,18 +20,18 @@ from recipe.soup.tools.compare.study import DRIVERS, Run, Study
 
 POLL_SECONDS = 0.5
 HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
-"""Stands in the last line that Hydra writes after an exception, and tells nothing of it."""
+"""What the last line that Hydra writes after an exception contains; that line says nothing about the exception."""
 SHOWN = 4
-"""Running runs that the progress bar names."""
+"""Number of running runs that the progress bar names."""
 
 
 def command(run: Run, driver: str) -> list[str]:
-    """What a user would type for this run."""
+    """Return the command that a user would type for this run."""
     return [sys.executable, "-m", *DRIVERS[driver], *run.overrides]
 
 
 def start(run: Run, driver: str) -> subprocess.Popen:
-    """Start a run in its folder: at its last checkpoint if it was killed, else anew. Its output goes to `log.txt`."""
+    """Start a run in its folder: at its last checkpoint if it was killed, else anew. It prints to `log.txt`."""
     line = command(run, driver)
     if driver == "main_ppo":
         line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='{run.metrics}'")
@@ -47,7 +47,7 @@ def start(run: Run, driver: str) -> subprocess.Popen:
 
 
 def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
-    """How a run is started: in a process here, or as a task of a Ray cluster."""
+    """Return what starts a run: as a process on this machine, or as a task of a Ray cluster."""
     if address is None:
         return lambda run: start(run, study.driver)
     if study.driver == "main_ppo":
@@ -69,7 +69,7 @@ def _starter(study: Study, address: str | None) -> Callable[[Run], Any]:
 
 def _reason(run: Run, process: Any) -> str:
     log = run.folder / "log.txt"
-    if not log.exists():  # it never came so far: a node without this folder, or a lost one
+    if not log.exists():  # it never came so far: the node lacks this folder, or was lost
         return str(getattr(process, "error", None) or f"it left nothing in {run.folder}")
     lines = [line for line in log.read_text().splitlines() if line.strip() and HYDRAS_ADVICE not in line]
     return f"{' '.join(lines[-1:])} (see {log})"
@@ -78,19 +78,19 @@ def _reason(run: Run, process: Any) -> str:
 def execute(
     study: Study, out: Path, jobs: int, ray_address: str | None = None, records: Path | None = None
 ) -> list[Run]:
-    """Run what is not done yet, several at a time; returns those that failed.
+    """Run what is not done yet, several runs at a time; returns those that failed.
 
     Args:
         out: the study's folder; a study that was killed goes on there.
-        records: a folder of finished runs, which are not run again; each run that ends well is added.
-        jobs: runs beside each other; on the real path 1.
-        ray_address: of a cluster that runs the lab's runs, a core each; None: this machine.
+        jobs: number of runs at a time; 1 on the real path.
+        ray_address: address of a cluster that runs the lab's runs, a core each; None: this machine.
+        records: folder of finished runs, which are not run again; each run that ends well is added.
 
     Raises:
         SystemExit: `jobs` or the cluster cannot be used, or a finished run with other settings is in the way.
     """
     if jobs > 1 and study.driver == "main_ppo":
-        # verl's TransferQueue is one per cluster: two runs would train on each other's samples.
+        # A cluster has one TransferQueue of verl: two runs would train on each other's samples.
         raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
     if jobs < 1:
         raise refuse("--jobs", jobs, "at least one run must run; use 1 or more.")

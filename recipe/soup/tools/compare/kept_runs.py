@@ -1,4 +1,4 @@
-"""What is kept of a finished run, small enough to commit: elsewhere the study goes on without running it again.
+"""Keep finished runs in records that are small enough to commit, so that a study need not run them again elsewhere.
 
 A record is a folder like the run's own, with two tables in place of logs and samples.
 """
@@ -16,17 +16,17 @@ KEPT = re.compile(
     r"^val-core/|^soup/val/|^critic/score/mean$|^actor/entropy$|^soup/train/groups_with_signal$"
     r"|^soup/train/continuation/tokens$|^soup/cost/seed_tokens$|^timing_s/step$"
 )
-"""Metrics that the tables and the first row of the curves need."""
+"""Metrics that are kept: the tables and the first row of the curves need them."""
 FLOAT = "float32"
 
 
 def read_run(run: Run) -> Result:
-    """A finished run, from what it wrote itself."""
+    """Read a finished run from what it wrote itself."""
     return read_result(run.name, run.seed, run.metrics, run.validation)
 
 
 def is_recorded(run: Run, records: Path | None) -> bool:
-    """Whether the very same run was kept."""
+    """Whether this run was kept, with the same settings."""
     return records is not None and run.elsewhere(records).is_done
 
 
@@ -54,7 +54,7 @@ def write_record(run: Run, result: Result, records: Path) -> Path:
 
 
 def read_record(run: Run, records: Path) -> Result:
-    """A run that `write_record` kept."""
+    """Read a run that `write_record` kept."""
     folder = run.elsewhere(records).folder
     metrics: dict[int, dict[str, float]] = {}
     for step, key, value in pd.read_parquet(folder / METRICS).itertuples(index=False):

@@ -1,4 +1,4 @@
-"""Runs of a study as tasks on a Ray cluster, whose nodes see environment and study under the same paths."""
+"""Run a study's runs as tasks on a Ray cluster, whose nodes see environment and study under the same paths."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 @ray.remote(num_cpus=1, max_retries=0)
 def run_to_end(start: Callable[[], subprocess.Popen], folder: str) -> int:
     """Start a run on whichever node has a free core, and wait for it; returns its exit status."""
-    os.chdir(folder)  # relative paths are the user's, not those of Ray's workers
+    os.chdir(folder)  # relative paths start at the user's folder, not at that of Ray's workers
     process = start()
     try:
         return process.wait()
@@ -20,7 +20,7 @@ def run_to_end(start: Callable[[], subprocess.Popen], folder: str) -> int:
 
 
 class RayRun:
-    """To a run on the cluster what `subprocess.Popen` is to one on this machine.
+    """A run on the cluster, with the methods that `subprocess.Popen` has for one on this machine.
 
     Args:
         start: starts the run where it is called.
@@ -31,15 +31,15 @@ class RayRun:
         self._task = run_to_end.remote(start, os.getcwd())
 
     def poll(self) -> int | None:
-        """None while it runs, else its exit status; 1 if its node is lost."""
+        """Return None while it runs, else its exit status; 1 if its node is lost."""
         return self._status() if ray.wait([self._task], timeout=0)[0] else None
 
     def terminate(self) -> None:
-        """Stop it."""
+        """Stop the run."""
         ray.cancel(self._task)
 
     def wait(self) -> int:
-        """Wait for its end."""
+        """Wait for the run's end; returns its exit status."""
         return self._status()
 
     def _status(self) -> int:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison."""
+"""Draw the pictures of a comparison."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from recipe.soup.records.pass_at_k import PASS_AT
 from recipe.soup.tools.compare.results import Result, generated_tokens, pass_curve
 
 SMOOTH = 10
-"""Steps over which training metrics are averaged."""
+"""Number of steps over which training metrics are averaged."""
 
 
 def _smooth(series: pd.Series) -> pd.Series:
@@ -23,9 +23,9 @@ def _smooth(series: pd.Series) -> pd.Series:
 
 
 def _by_segment(ending: str) -> Callable[[Result], list[pd.Series]]:
-    """A metric of the loss on prefix and continuation, which are drawn solid and dotted.
+    """Return the curves of a loss metric: solid for the prefix, dotted for the continuation.
 
-    Without the steps that had no token there, which report zeros.
+    Steps without a token there report zeros, and are left out.
     """
 
     def curves(result: Result) -> list[pd.Series]:
@@ -61,11 +61,11 @@ CURVES: dict[str, Callable[[Result], list[pd.Series]]] = {
     "effective sample size": _by_segment("effective_sample_size"),
 }
 BY_SEGMENT = ("mean ratio", "clip fraction")
-"""Curves with a line for the prefix and one for the continuation, which are measured together."""
+"""Curves that have a line for the prefix and one for the continuation; a run measures both or neither."""
 COLUMNS = 4
 STYLES = ("-", ":")
 LEGIBLE = 10
-"""Runs that a legend of ordinary size can name."""
+"""Number of runs that a legend of ordinary size can name."""
 
 
 def _colors(results: dict[str, list[Result]]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _colors(results: dict[str, list[Result]]) -> dict[str, Any]:
 
 
 def curves(results: dict[str, list[Result]], path: Path) -> None:
-    """A panel for each of `CURVES` that was measured: mean over seeds, and the band from the lowest to the highest."""
+    """Draw a panel for each of `CURVES` that was measured: mean over seeds, with a band from lowest to highest."""
     all_runs = [run for runs in results.values() for run in runs]
     panels = {title: curve for title, curve in CURVES.items() if any(len(s) for run in all_runs for s in curve(run))}
     rows = -(-len(panels) // COLUMNS)
@@ -85,7 +85,7 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
     for axis, (title, curve) in zip(axes.flat, panels.items(), strict=False):
         for name, runs in results.items():
             for style, series in zip(STYLES, zip(*map(curve, runs), strict=True), strict=False):
-                # Sorted, since seeds may begin to clip at different steps.
+                # Sorted by step, since seeds may begin to clip at different steps.
                 table = pd.concat(series, axis=1).dropna(how="all").sort_index()
                 if not table.empty:
                     marker, label = ("o" if "validation" in title else None), (name if style == STYLES[0] else None)
@@ -110,7 +110,7 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
 
 
 def outcomes(results: dict[str, list[Result]], path: Path) -> None:
-    """pass@k before and after training, accuracy against diversity, and against tokens generated and time."""
+    """Draw pass@k before and after training, and accuracy against diversity, tokens generated and time."""
     figure, axes = plt.subplots(2, 2, figsize=(14, 10), constrained_layout=True)
     by_k, frontier, by_tokens, by_time = axes.flat
     colors = _colors(results)
@@ -138,7 +138,7 @@ def outcomes(results: dict[str, list[Result]], path: Path) -> None:
         by_k.set_xscale("log", base=2)
         by_k.set_xticks(start.index, [str(k) for k in start.index])
         frontier.scatter(start.iloc[-1], start.iloc[0], color="gray", marker="x", label="before training")
-    if len(results) <= LEGIBLE:  # beyond, the names are beside their points
+    if len(results) <= LEGIBLE:  # with more, the names are beside their points only
         by_k.legend(fontsize="small")
     for axis, title, label in (
         (by_k, "pass@k after training", "k"),

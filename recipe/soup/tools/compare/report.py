@@ -1,4 +1,4 @@
-"""Table, pictures and page of a comparison."""
+"""Write the report of a comparison: tables, pictures and a page."""
 
 import base64
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from recipe.soup.tools.compare.plots import curves, outcomes
 from recipe.soup.tools.compare.results import Result, figures, per_problem, tries
 
 ONE_A_RUN = ("greedy", "entropy", "training groups with signal")
-"""Figures whose paired differences have an interval over seeds alone."""
+"""Figures that are one number for a run, so that intervals of their differences are over seeds alone."""
 PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
 
 
 def as_interval(interval: tuple[float, float, float], sign: str = "") -> str:
-    """Mean, and lower and upper end, as text."""
+    """Write a mean with the lower and the upper end of its interval."""
     mean, low, high = interval
     return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def shared_problems(runs: list[Result]) -> list[str]:
-    """Validation problems that all the runs have."""
+    """Return the validation problems that all the runs have."""
     return sorted(set.intersection(*(set(run.after) for run in runs))) if runs else []
 
 
 def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
-    """One row for each configuration: pass@k with intervals, the other figures as means over seeds."""
+    """Make a row for each configuration: pass@k with intervals, the other figures as means over seeds."""
     rows = {}
     for name, runs in results.items():
         problems = shared_problems(runs)
@@ -46,7 +46,7 @@ def end_table(results: dict[str, list[Result]]) -> pd.DataFrame:
 
 
 def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.DataFrame:
-    """Minus the twin with the same seed: pass@k on the problems that both have, then what is one number a run."""
+    """Subtract from each run its twin with the same seed: pass@k on problems that both have, and `ONE_A_RUN`."""
     twins = {run.seed: run for run in results[baseline]}
     rows = {}
     for name, runs in results.items():
@@ -63,13 +63,13 @@ def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.Data
                 if all(key in end for pair in ends for end in pair):
                     values = ([np.array([pair[i][key]]) for pair in ends] for i in (0, 1))
                     interval = paired_interval(*values)
-                    # One pair has no spread between seeds.
+                    # A single pair has no spread between seeds.
                     rows[name][key] = as_interval(interval, "+") if len(pairs) > 1 else f"{interval[0]:+.3f}"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A table with its index as first column."""
+    """Write a table in Markdown, with its index as first column."""
     lines = ["| | " + " | ".join(map(str, table.columns)) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [
         f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(table.index, table.values, strict=True)
@@ -78,7 +78,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def at_steps(results: dict[str, list[Result]], steps: Sequence[int]) -> dict[str, dict[str, list[Result]]]:
-    """The runs as they were after each of the steps, those that came so far, and at their end; by what to call it."""
+    """Cut the runs after each step that they reached; returns by title the runs of each step, and the whole runs."""
     found = {}
     for step in steps:
         reached = {name: [run.until(step) for run in runs if step in run.validations] for name, runs in results.items()}
@@ -99,11 +99,11 @@ def write_report(
     Args:
         results: runs by configuration, the baseline among them.
         commands: what was run, by configuration.
-        out: folder, made if missing.
-        steps: at which the runs are compared, beside their end.
+        out: folder for the files, made if missing.
+        steps: steps at which the runs are compared, in addition to their end.
 
     Returns:
-        the files.
+        paths of the files.
     """
     out.mkdir(parents=True, exist_ok=True)
     curves(results, out / "curves.png")

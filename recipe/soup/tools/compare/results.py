@@ -1,4 +1,4 @@
-"""What runs left behind, as tables."""
+"""Read what runs left behind, as tables."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from recipe.soup.records.metrics_file import read_metrics, validation_accuracy
 from recipe.soup.records.pass_at_k import PASS_AT, pass_at_k, powers_of_two
 
 LAST = 20
-"""Steps over which what is measured in training is averaged."""
+"""Number of last steps over which figures of training are averaged."""
 
 
 Counts = dict[str, tuple[int, int]]
-"""Correct samples and samples of each validation problem, by its prompt."""
+"""Number of correct samples and of all samples of each validation problem, by its prompt."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run.
+    """What one run measured.
 
     Attributes:
-        metrics: by step.
-        validations: what was counted at each, by step.
+        metrics: metrics by step.
+        validations: counts of each validation, by step.
     """
 
     name: str
@@ -36,21 +36,21 @@ class Result:
 
     @property
     def before(self) -> Counts:
-        """At the validation before training; empty if there was none."""
+        """Counts of the validation before training; empty if there was none."""
         return self.validations.get(0, {})
 
     @property
     def after(self) -> Counts:
-        """At the last validation; empty if there was none."""
+        """Counts of the last validation; empty if there was none."""
         return self.validations[max(self.validations)] if self.validations else {}
 
     def until(self, step: int) -> "Result":
-        """As it was after this step."""
+        """Return the run as it was after this step."""
         metrics = {at: values for at, values in self.metrics.items() if at <= step}
         return replace(self, metrics=metrics, validations={s: v for s, v in self.validations.items() if s <= step})
 
     def column(self, ending: str) -> pd.Series:
-        """The metric whose key ends so, by step; steps that do not have it are left out."""
+        """Return the metric whose key has this ending, by step; steps without it are left out."""
         return pd.Series(
             {
                 step: value
@@ -63,21 +63,21 @@ class Result:
 
     @property
     def accuracy(self) -> pd.Series:
-        """Of unmixed validation, by step."""
+        """Accuracy of unmixed validation, by step."""
         return pd.Series(validation_accuracy(self.metrics), dtype=float).sort_index()
 
 
 def correct_samples(dump: Path) -> Counts:
-    """Of one of verl's dumps of validation samples; a sample is correct by its `acc`, or by a score above 0."""
+    """Count the samples in one of verl's dumps of a validation; `acc` or a score above 0 makes a sample correct."""
     scores: dict[str, list[bool]] = defaultdict(list)
     for row in read_json_lines(dump):
-        acc = row.get("acc")  # null where only other data sources' rewards tell it
+        acc = row.get("acc")  # null if only the rewards of other data sources give it
         scores[row["input"]].append((row["score"] if acc is None else acc) > 0)
     return {problem: (sum(values), len(values)) for problem, values in sorted(scores.items())}
 
 
 def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result:
-    """A run's metrics and its validations.
+    """Read a run's metrics and its validations.
 
     Raises:
         SystemExit: the run wrote no metrics.
@@ -85,32 +85,32 @@ def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result
     if not metrics.exists():
         raise SystemExit(f"{metrics}: no such file; a run of verl writes it with trainer.logger=[console,file].")
     by_step = read_metrics(metrics)
-    # A run that starts anew leaves the dumps of the one before: only what this one validated counts.
+    # A run that starts anew leaves the dumps of the one before; only those of its own validations count.
     validated = {step for step, values in by_step.items() if any(key.startswith("val-") for key in values)}
     dumps = {int(path.stem): path for path in validation.glob("*.jsonl") if int(path.stem) in validated}
     return Result(name, seed, by_step, {step: correct_samples(path) for step, path in dumps.items()})
 
 
 def tries(counts: Counts) -> int:
-    """Samples that every problem has at least."""
+    """Return the number of samples that every problem has at least."""
     return min((samples for _, samples in counts.values()), default=0)
 
 
 def per_problem(counts: Counts, k: int, problems: Iterable[str] | None = None) -> np.ndarray:
-    """Unbiased pass@k of each problem, in the order of `problems`."""
+    """Return unbiased pass@k of each problem, in the order of `problems`."""
     chosen = counts.values() if problems is None else [counts[problem] for problem in problems]
     return np.array([pass_at_k(samples, correct, k) for correct, samples in chosen])
 
 
 def pass_curve(counts: Counts) -> dict[int, float]:
-    """Unbiased pass@k over problems, for k = 1, 2, 4, ... up to their samples."""
+    """Return unbiased pass@k over problems for k = 1, 2, 4, ... up to their number of samples."""
     return {k: float(per_problem(counts, k).mean()) for k in powers_of_two(tries(counts))}
 
 
 def generated_tokens(result: Result) -> pd.Series:
-    """Tokens that each step sampled: what its own policy wrote, and prefixes for later steps.
+    """Return how many tokens each step sampled: continuations, and prefixes for later steps.
 
-    Of a run without our metrics: all tokens of its responses, from verl's own.
+    For a run without our metrics, verl's own give the tokens of all responses.
     """
     written = result.column("soup/train/continuation/tokens")
     if written.empty:
@@ -120,7 +120,7 @@ def generated_tokens(result: Result) -> pd.Series:
 
 
 def figures(result: Result) -> dict[str, float]:
-    """The end of a run in numbers, by the columns of the report; what it did not measure is left out."""
+    """Return the figures of a run's end, by column of the report; what it did not measure is left out."""
     curve, row = pass_curve(result.after), {}
     for k in (k for k in PASS_AT if k in curve):
         row[f"pass@{k}"] = curve[k]

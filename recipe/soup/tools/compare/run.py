@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_logs(given: list[str]) -> dict[str, list[Path]]:
-    """Logs by name: given as NAME=, where one name may stand before several seeds, or each the name of its file.
+    """Sort logs by name: the NAME= before them, which several seeds may share, or else the name of their file.
 
     Raises:
         SystemExit: two logs without a name have equal file names.
@@ -73,7 +73,7 @@ def compare(args: argparse.Namespace) -> None:
         if args.only:
             study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
-        # A cluster gets all of them at once, and starts as many as it has cores for.
+        # A cluster gets all runs at once, and starts as many as it has cores for.
         jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
         failed = execute(study, out, jobs, args.ray, args.records)
         for run in study.in_folder(out):

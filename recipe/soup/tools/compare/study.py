@@ -1,4 +1,4 @@
-"""A comparison as a YAML file: which configurations, which seeds, what they share."""
+"""Read a study from its YAML file: which configurations run, with which seeds, and what they share."""
 
 import re
 from dataclasses import dataclass, replace
@@ -24,11 +24,11 @@ DRIVERS = {
     "main_ppo": ["verl.trainer.main_ppo"],
 }
 LAST_CHECKPOINT = "trainer.max_actor_ckpt_to_keep=1"
-"""All that a killed run needs to go on; a study may want more."""
+"""All that a killed run needs to go on; a study may set another number."""
 
 
 def seed_overrides(seed: int | str) -> list[str]:
-    """What a seed is, as overrides: of the order of the data, and of sampling."""
+    """Return the overrides that set a seed: of the order of the data, and of sampling."""
     return [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
 
 
@@ -37,9 +37,9 @@ class Run:
     """One configuration with one seed.
 
     Attributes:
-        name: of the configuration.
-        overrides: on verl's config, all of them.
-        folder: where everything that it writes goes.
+        name: name of the configuration.
+        overrides: all overrides on verl's config.
+        folder: folder for everything that the run writes.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def metrics(self) -> Path:
-        """What verl's file logger writes."""
+        """File that verl's file logger writes."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a run that was killed can go on."""
+        """Whether the run, if it was killed, can go on."""
         return (self.folder / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
 
     @property
@@ -68,25 +68,25 @@ class Run:
 
     @property
     def _settings(self) -> str:
-        """Its overrides, wherever its folder is: a study may be moved."""
+        """The overrides without the folder's path, since a study may be moved."""
         return "\n".join(self.overrides).replace(str(self.folder), "FOLDER")
 
     @property
     def is_done(self) -> bool:
-        """Whether it has come to its end with these very overrides."""
+        """Whether the run has come to its end with these overrides."""
         return self._mark.exists() and self._mark.read_text() == self._settings
 
     @property
     def was_another(self) -> bool:
-        """Whether a run with other overrides has come to its end in its folder."""
+        """Whether a run with other overrides has come to its end in this folder."""
         return self._mark.exists() and not self.is_done
 
     def mark_done(self) -> None:
-        """Remember that it has come to its end, and with what."""
+        """Remember that the run has come to its end, and with which overrides."""
         self._mark.write_text(self._settings)
 
     def elsewhere(self, out: Path) -> "Run":
-        """The same run in another folder of studies."""
+        """Return the same run in another folder of studies."""
         folder = (out / self.name / f"seed_{self.seed}").absolute()
         overrides = [override.replace(str(self.folder), str(folder)) for override in self.overrides]
         return replace(self, overrides=overrides, folder=folder)
@@ -130,10 +130,10 @@ class Study(BaseModel):
         return self
 
     def only(self, names: list[str]) -> "Study":
-        """With these configurations and the baseline.
+        """Return a study of these configurations and the baseline.
 
         Raises:
-            SystemExit: one of them is not there.
+            SystemExit: one of them is not in this study.
         """
         for name in names:
             if name not in self.runs:
@@ -142,7 +142,7 @@ class Study(BaseModel):
         return self.model_copy(update={"runs": kept})
 
     def in_folder(self, out: Path) -> list[Run]:
-        """All runs, one seed after the other, so that an interrupted study has whole seeds."""
+        """Return all runs, one seed after the other, so that an interrupted study has whole seeds."""
         runs = []
         for number, seed in enumerate(self.seeds):
             for name, overrides in self.runs.items():
@@ -161,7 +161,7 @@ def read_study(path: Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        SystemExit: what is missing or wrong; one sentence.
+        SystemExit: something is missing or wrong.
     """
     if not path.exists():
         raise refuse("study", path, "no such file; examples are in examples/countdown/studies.")

@@ -1,4 +1,4 @@
-"""From what a user has (a hub name, a Hugging Face folder, a checkpoint of verl) to what vLLM loads."""
+"""Turn what a user has (a hub name, a Hugging Face folder, a checkpoint of verl) into what vLLM loads."""
 
 import shutil
 import subprocess
@@ -13,14 +13,14 @@ MERGED = "merged"
 
 
 def loadable(model: str) -> str:
-    """The model as vLLM takes it.
+    """Return the folder or the name that vLLM loads.
 
     A checkpoint of verl (`global_step_80`, or its folder `actor`) gives its Hugging Face weights if it was saved with
     them; else verl's own merger makes them once, in `merged` beside the shards. Weights that are older than the shards
     are those of an earlier run in the same folder, and are not used.
 
     Raises:
-        SystemExit: there is nothing to load; one sentence.
+        SystemExit: there is nothing to load.
     """
     folder = Path(model).expanduser()
     if not folder.exists():
@@ -40,7 +40,7 @@ def loadable(model: str) -> str:
 
 
 def weights_fingerprint(model: str) -> str:
-    """Of the weights that lie in a folder, by their sizes and times; "" for a name on the hub."""
+    """Return a fingerprint of the weights in a folder, from sizes and times; "" for a name on the hub."""
     files = sorted(Path(model).expanduser().rglob("*"))
     weights = [path for path in files if path.match(WEIGHTS) or path.match(SHARDS)]
     stats = [path.stat() for path in weights if MERGED not in path.parts]
@@ -48,7 +48,7 @@ def weights_fingerprint(model: str) -> str:
 
 
 def _newest(folder: Path, pattern: str) -> float:
-    """When the last of the files was written; 0 if there is none."""
+    """Return the time at which the last of the files was written; 0 if there is none."""
     return max((path.stat().st_mtime for path in folder.glob(pattern)), default=0.0)
 
 
@@ -61,5 +61,5 @@ def _merge(actor: Path) -> Path:
         subprocess.run([*command, "--local_dir", str(actor), "--target_dir", str(part)], check=True)
     except subprocess.CalledProcessError as error:
         raise refuse("model", actor, "verl's model_merger could not merge its shards; see above.") from error
-    part.rename(merged)  # so that what a killed merge left is never loaded
+    part.rename(merged)  # renamed at the end, so that what a killed merge left is never loaded
     return merged

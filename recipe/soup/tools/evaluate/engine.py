@@ -1,4 +1,4 @@
-"""Sampling with vLLM, problem by problem as they are done."""
+"""Sample with vLLM, and yield each problem's samples as soon as they are done."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ Conversation = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class NoRoom:
-    """The answer to a prompt that fills the model's context: nothing, and cut off."""
+    """The answer to a prompt that fills the model's context: empty, and cut off."""
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -25,7 +25,7 @@ class NoRoom:
 
 
 def first_seed(seed: int, number: int) -> int:
-    """Of a problem's samples, whose seeds follow one another: no two runs or problems share a stretch of them."""
+    """Return the first seed of a problem's samples, which get consecutive seeds; no two runs or problems share any."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
@@ -42,13 +42,13 @@ class Engine:
 
     Args:
         model: folder or hub name.
-        tensor_parallel_size: GPUs that share the model.
-        max_tokens: of a response.
+        tensor_parallel_size: number of GPUs that share the model.
+        max_tokens: limit of a response.
         sampling: vLLM's SamplingParams: n, temperature, top_p, seed.
-        conversations: all that will be asked, for how long they are.
+        conversations: all that will be asked; their length decides how much memory is needed.
 
     Raises:
-        SystemExit: the tokenizer has no chat template; one sentence.
+        SystemExit: the model cannot be loaded, or its tokenizer has no chat template.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Engine:
         if _is_cpu_build():
             for key in (key for key in CPU_ENV if key.startswith("VLLM_")):
                 os.environ.setdefault(key, CPU_ENV[key])
-            # As the CPU example trains; and each prompt in one piece: after a first piece vLLM turns the request's
-            # random generator back by an offset, which a CPU's generator does not have.
+            # The CPU example trains with these two; and each prompt must be read in one piece, since vLLM turns the
+            # request's random generator back by an offset after a first piece, and a CPU's generator has no offset.
             extra = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from transformers import AutoConfig, AutoTokenizer
@@ -88,13 +88,14 @@ class Engine:
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     def sample(self, conversations: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, list[Any]]]:
-        """All answers to each conversation, in the order in which they are done.
+        """Sample all answers to each conversation; yields them in the order in which they are done.
 
         Args:
-            conversations: number of the problem, and its messages.
+            conversations: for each problem its number and its messages.
 
         Yields:
-            the number, and vLLM's `n` outputs: `text`, `token_ids`, `finish_reason` ("stop", or "length" if cut off).
+            the problem's number, and vLLM's `n` outputs: `text`, `token_ids` and `finish_reason` ("stop", or "length"
+            if the output was cut off).
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind

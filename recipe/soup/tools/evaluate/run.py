@@ -1,4 +1,4 @@
-"""`soup-verl eval`: samples of a model on datasets, graded, and their table."""
+"""`soup-verl eval`: sample a model on datasets, grade the samples, and write their table."""
 
 import argparse
 from pathlib import Path
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_data(name: str, limit: int) -> tuple[str, list[Problem]]:
-    """A dataset by its name or its file; and what to call it."""
+    """Read a dataset by its name or its file; returns what to call it, and its problems."""
     if name in DATASETS:
         problems = problems_of(load(name))
     elif Path(name).suffix == ".parquet" and Path(name).exists():
@@ -50,7 +50,7 @@ def read_data(name: str, limit: int) -> tuple[str, list[Problem]]:
 
 
 def folder_of(model: str) -> Path:
-    """Where an evaluation goes by default: under `runs/eval`, named by what tells the model from others."""
+    """Return the default folder of an evaluation: under `runs/eval`, named after what tells the model from others."""
     parts = [part for part in Path(model).parts if part not in ("/", "..", "~", "runs", "checkpoints")]
     return Path("runs") / "eval" / "-".join(parts)
 
@@ -97,7 +97,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def graded(problem: Problem, number: int, output: Any, score: dict[str, Any]) -> Row:
-    """One line of the samples; the names are those of verl's dumps where it has one."""
+    """Make one line of the samples; names are those of verl's dumps where they have one."""
     return {
         "problem": number,
         **facts(problem),

@@ -1,4 +1,4 @@
-"""The samples of an evaluation on disk: one JSON line each, whole problems only, so that a killed run can go on."""
+"""Keep an evaluation's samples on disk: a JSON line each, and whole problems only, so that a killed run can go on."""
 
 import json
 from collections import defaultdict
@@ -11,23 +11,23 @@ from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.problems import Problem
 
 Row = dict[str, Any]
-"""A sample: problem, input, output, score, tokens, finish_reason, and what else its reward function told."""
+"""A sample: problem, input, output, score, tokens, finish_reason, and what else its reward function returned."""
 
 
 def facts(problem: Problem) -> Row:
-    """What tells a problem from another, under the names of verl's dumps."""
+    """Return what tells a problem from others, under the names of verl's dumps."""
     return {"input": problem.messages[-1]["content"], "gts": str(problem.ground_truth)}
 
 
 def open_samples(
     path: Path, settings: dict[str, Any], samples: int, problems: Sequence[Problem]
 ) -> dict[int, list[Row]]:
-    """Samples by problem that an earlier run with the same settings left; what it left half done is dropped.
+    """Read the samples that an earlier run with the same settings left, by problem; incomplete problems are dropped.
 
     Args:
-        path: the JSON lines; the settings stand beside them, in a file of the same name with `.settings.json`.
-        samples: that every problem gets.
-        problems: of this run; samples of others stay in the file and are not returned.
+        path: the JSON lines; the settings are beside them, in a file of the same name with `.settings.json`.
+        samples: number of samples for each problem.
+        problems: problems of this run; samples of others stay in the file and are not returned.
 
     Raises:
         SystemExit: the earlier run had other settings or other problems.
@@ -61,5 +61,5 @@ def add_problem(path: Path, rows: list[Row]) -> None:
 
 
 def _lines(rows: list[Row]) -> str:
-    # Rewards may hold NumPy's scalars.
+    # Rewards may have NumPy's scalars.
     return "".join(json.dumps(row, ensure_ascii=False, default=lambda value: value.item()) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""The table and the picture of an evaluation."""
+"""Write the table of an evaluation, and draw its picture."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from recipe.soup.tools.compare.report import as_interval, as_markdown
 
 
 def measures(samples: pd.DataFrame) -> dict[str, np.ndarray]:
-    """pass@k and, where answers are known, maj@k of each problem."""
+    """Compute pass@k and, where answers are known, maj@k of each problem."""
     groups = [group for _, group in samples.groupby("problem")]
     n = min(len(group) for group in groups)
     found = {}
@@ -37,7 +37,7 @@ def measures(samples: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def row(samples: pd.DataFrame, shown: dict[str, np.ndarray]) -> dict[str, str]:
-    """One dataset in figures; pass@k and maj@k with the 95 % bootstrap interval over problems."""
+    """Make the table's row of a dataset; pass@k and maj@k have the 95 % bootstrap interval over problems."""
     figures = {"problems": str(samples.problem.nunique()), "samples": str(len(samples))}
     figures |= {name: as_interval(mean_interval([values])) for name, values in shown.items()}
     figures["tokens"] = f"{samples.tokens.mean():,.0f}"
@@ -53,7 +53,7 @@ def write_table(tables: dict[str, pd.DataFrame], settings: dict[str, Any], out: 
         settings: how they were sampled.
 
     Returns:
-        the files.
+        paths of the files.
     """
     found = {name: measures(samples) for name, samples in tables.items()}
     rows = {name: row(samples, found[name]) for name, samples in tables.items()}
@@ -67,7 +67,7 @@ def write_table(tables: dict[str, pd.DataFrame], settings: dict[str, Any], out: 
     for color, (name, values) in enumerate(found.items()):
         for kind, style in (("pass@", "-"), ("maj@", ":")):
             curve = {int(key.removeprefix(kind)): value.mean() for key, value in values.items() if key.startswith(kind)}
-            if curve:  # not every reward tells answers to vote on
+            if curve:  # not every reward gives answers to vote on
                 label = f"{name} {kind}k"
                 axis.plot(list(curve), list(curve.values()), style, label=label, color=f"C{color}", marker=".")
     axis.set_xscale("log", base=2)

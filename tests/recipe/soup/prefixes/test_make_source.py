@@ -8,7 +8,7 @@ from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.replay import ReplaySource
 from recipe.soup.prefixes.requests import PromptRequests
 from recipe.soup.prefixes.source import PrefixSource
-from recipe.soup.settings import SoupSettings
+from recipe.soup.settings import PrefixLengthSettings, SoupSettings
 
 
 def made(**settings: object) -> PrefixSource:
@@ -18,7 +18,10 @@ def made(**settings: object) -> PrefixSource:
         first = next(fetched)
         return None, [f"prompt {first}", f"prompt {first + 1}"], first
 
-    return make_source(SoupSettings(**settings), RunFacts(4, 24, 0, 2, 10), fetch, None, "base", None)  # pyright: ignore[reportArgumentType]
+    length = PrefixLengthSettings(min=1, max=2)
+    return make_source(
+        SoupSettings(prefix_length=length, **settings), RunFacts(4, 24, 0, 2, 10), fetch, None, "base", None
+    )  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("source", "kind"), [("lookahead", LookaheadSource), ("replay", ReplaySource)])
