@@ -23,6 +23,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
+from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.rollout.llm_server import LLMServerClient
@@ -61,6 +62,10 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (PPOTrainer._build_replay_buffer, ["self"]),
         (PPOTrainerSync.on_init_end, ["self"]),
         (ReplayBuffer._clear_groups, ["self", "partition_id", "uids"]),
+        (ReplayBuffer._materialize_batch, ["self", "partition_id", "selected_prompt_uids", "partition_snapshot"]),
+        (ReplayBuffer.sample, ["self", "global_steps", "partition_id", "batch_size"]),
+        (logprobs_from_logits_v2, ["logits", "labels"]),
+        (entropy_from_logits, ["logits"]),
         (LLMServerClient._acquire_server, ["self", "request_id", "extra"]),
         (LLMServerClient._release_server, ["self", "server_id", "request_id"]),
         (PPOTrainerSync.on_sample_end, ["self"]),

@@ -304,8 +304,8 @@ class Lab:
             tracking.log(self._validated(self.first_step - 1), step=self.first_step - 1)
         if trainer.val_only:
             return
-        done = {"initial": self.first_step - 1, "total": self.last_step}
-        for step in tqdm(range(self.first_step, self.last_step + 1), desc=trainer.experiment_name, unit="step", **done):
+        steps, done = range(self.first_step, self.last_step + 1), self.first_step - 1
+        for step in tqdm(steps, desc=trainer.experiment_name, unit="step", initial=done, total=self.last_step):
             metrics = self.step(step)
             if trainer.test_freq > 0 and (step % trainer.test_freq == 0 or step == self.last_step):
                 metrics |= self._validated(step)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
 
 from recipe.soup.algorithm.baselines import compare
 from recipe.soup.algorithm.batch import TrainRows
@@ -43,13 +44,11 @@ def forward(model: Any, samples: list[Sample], temperature: float) -> tuple[torc
     ids = pad_sequence(sequences, batch_first=True)
     mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
     logits = model(input_ids=ids, attention_mask=mask).logits.float() / temperature
-    log_probs = logits.log_softmax(dim=-1)
-    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
-    chosen = log_probs.gather(-1, following[..., None])[..., 0]
+    # Not `logprobs_from_logits`, which wants a GPU wherever flash-attn is installed.
+    log_probs = logprobs_from_logits_v2(logits, torch.cat([ids[:, 1:], ids[:, :1]], dim=1))
     places = mask.bool()
     inner = torch.cat([places[:, 1:], torch.zeros_like(places[:, :1])], dim=1)
-    return (chosen * inner)[places], (entropy * inner)[places], places
+    return (log_probs * inner)[places], (entropy_from_logits(logits) * inner)[places], places
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:
