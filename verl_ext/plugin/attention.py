@@ -21,7 +21,10 @@ FLASH, TORCH = "flash_attention_2", "sdpa"
 
 @cache
 def why_no_flash_attn() -> str | None:
-    """Import flash-attn; return the first line of the error if that fails (it may be built for another torch), else None."""
+    """Import flash-attn; return the first line of the error if that fails, else None.
+
+    It may be installed and built for another torch.
+    """
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError) as error:
