@@ -32,8 +32,10 @@ def check_loss(config: DictConfig, settings: SoupSettings) -> None:
     """
     estimator = config.algorithm.adv_estimator
     if estimator not in ESTIMATORS:
-        why = "prefix tokens have no value or baseline there that fits the policy that sampled them; choose one of "
-        raise refuse("algorithm.adv_estimator", estimator, f"{why}{', '.join(ESTIMATORS)}.")
+        why = "it has no value or baseline for prefix tokens that fits the policy that sampled them"
+        if estimator == "gae":
+            why = "a critic's advantages assume that the current policy sampled every token, also those of the prefix"
+        raise refuse("algorithm.adv_estimator", estimator, f"{why}; choose one of {', '.join(ESTIMATORS)}.")
     if settings.baseline != "group" and estimator in GROUP_ONLY:
         why = f"algorithm.soup.baseline={settings.baseline} needs an estimator per sample; use soup or rloo."
         raise refuse("algorithm.adv_estimator", estimator, why)

@@ -230,7 +230,8 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ),
         ("soup.source=snapshot", "snapshot.eviction=log_spaced", "use policy=pool, or eviction=oldest"),
         # verl's estimators and losses.
-        ("", "estimator=gae", "choose one of soup, grpo"),
+        ("", "estimator=gae", "a critic's advantages assume"),
+        ("", "estimator=remax", "choose one of soup, grpo"),
         ("soup.source=replay", "estimator=remax", "choose one of soup, grpo"),
         ("soup.baseline=separate", "estimator=gpg", "use soup or rloo"),
         ("soup.baseline=two_level soup.samples_per_prefix=2", "estimator=grpo_passk", "use soup or rloo"),

@@ -1,5 +1,7 @@
 """Which source a run gets, and the one that a run without mixing gets."""
 
+from typing import Any
+
 import pytest
 
 from recipe.soup.prefixes.lookahead import LookaheadSource
@@ -11,7 +13,7 @@ from recipe.soup.prefixes.source import PrefixSource
 from recipe.soup.settings import PrefixLengthSettings, SoupSettings
 
 
-def made(**settings: object) -> PrefixSource:
+def made(**settings: Any) -> PrefixSource:
     fetched = iter(range(0, 100, 2))
 
     def fetch() -> tuple[None, list[str], int]:
@@ -21,7 +23,7 @@ def made(**settings: object) -> PrefixSource:
     length = PrefixLengthSettings(min=1, max=2)
     return make_source(
         SoupSettings(prefix_length=length, **settings), RunFacts(4, 24, 0, 2, 10), fetch, None, "base", None
-    )  # pyright: ignore[reportArgumentType]
+    )
 
 
 @pytest.mark.parametrize(("source", "kind"), [("lookahead", LookaheadSource), ("replay", ReplaySource)])
