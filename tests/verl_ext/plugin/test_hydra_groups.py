@@ -65,7 +65,7 @@ def test_ray_workers_get_the_platform_of_the_driver(composed: Compose) -> None:
 
     for_workers = OmegaConf.to_container(composed("hardware=cpu").ray_kwargs.ray_init.runtime_env.env_vars)
     assert isinstance(for_workers, dict)
-    of_verl = {key: value for key, value in for_workers.items() if key.startswith("VERL_")}
+    of_verl = {key: value for key, value in for_workers.items() if str(key).startswith("VERL_")}
     assert of_verl == {key: value for key, value in CPU_ENV.items() if key.startswith("VERL_")}
 
 
