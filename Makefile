@@ -41,7 +41,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
 	$(BIN)/soup-verl compare examples/countdown/studies/first.yaml --jobs 2
 
-test: check ## every check and test (about 18 minutes on two cores)
+test: check ## every check and test (about 21 minutes on two cores)
 	$(PYTEST) -m "not real_model"
 
 check: install ## style and types
@@ -49,10 +49,10 @@ check: install ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-unit: install ## tests without Ray (about four minutes)
+unit: install ## tests without Ray (about eight minutes)
 	$(PYTEST) -m "not real_run and not real_model"
 
-real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about fourteen minutes)
+real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about twelve minutes)
 	$(PYTEST) -m real_run
 
 real-model: install ## a real language model, SmolLM2, in every tool: twenty minutes or so on two cores
