@@ -68,7 +68,8 @@ def recompute(
     finally:
         tq.kv_clear(keys=batch.keys, partition_id=PARTITION)
     recomputed = {
-        id(seed): replace(seed.prefix, log_probs=np.array(values[: len(seed.prefix)], dtype=np.float32))
+        # numpy knows no bfloat16, the type in which verl's workers answer if they compute in it.
+        id(seed): replace(seed.prefix, log_probs=values[: len(seed.prefix)].float().numpy().copy())
         for seed, values in zip(filled, log_probs, strict=True)
     }
     mismatch = [abs(recomputed[id(seed)].log_probs - seed.prefix.log_probs) for seed in filled]

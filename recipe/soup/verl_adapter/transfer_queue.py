@@ -80,7 +80,7 @@ def finished_samples(
         if not tag.get("is_padding", False):
             ordinal, messages = visits[uid]
             reward = float(scores.sum())
-            yield FinishedSample(messages, ordinal, token_ids.numpy(), values.numpy(), versions.numpy(), reward)
+            yield FinishedSample(messages, ordinal, token_ids.numpy(), values.float().numpy(), versions.numpy(), reward)
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

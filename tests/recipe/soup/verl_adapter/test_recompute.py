@@ -76,6 +76,46 @@ def test_log_probs_are_the_models(
     assert store.rows == {}  # nothing is left behind
 
 
+class RoundingWorkers(WorkerGroup):
+    """Answer in bfloat16, as verl's workers do that compute in it."""
+
+    def compute_log_prob(self, batch: Any) -> Any:
+        answer = super().compute_log_prob(batch)
+        for key in batch.keys:
+            for name in ("log_probs", "entropy"):
+                if name in self.store.rows[key]:
+                    self.store.rows[key][name] = self.store.rows[key][name].bfloat16()
+        return answer
+
+
+def test_a_trainer_that_rounds(composed: Any, store: Store) -> None:
+    config, seeds = composed(*COUNTDOWN, "algorithm=soup"), seeds_of(9)
+    exact, _ = recompute(seeds, WorkerGroup(config, store), 1, 32, 1.0, EOS)
+    rounded, mismatch = recompute(seeds, RoundingWorkers(config, store), 1, 32, 1.0, EOS)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.prefix.log_probs.dtype == np.float32
+        assert ours.prefix.log_probs == pytest.approx(theirs.prefix.log_probs, rel=2**-8)
+    assert len(mismatch) == sum(len(seed.prefix) for seed in seeds)
+
+
+@pytest.mark.parametrize("source", ["lookahead", "replay"])
+def test_a_step_of_a_trainer_that_rounds(source: str, composed: Any, store: Store) -> None:
+    """On GPUs this is the default: bfloat16, hence `behavior_log_probs=trainer`."""
+    keys = [f"algorithm.soup.source={source}", "algorithm.soup.behavior_log_probs=trainer"]
+    config = composed(*COUNTDOWN, "algorithm=soup", *keys)
+    trainer = make_trainer(SoupTrainer, config, RoundingWorkers(config, store))
+    trainer.actor_rollout_wg._query_dispatch_info = lambda name: [0]
+    batch = recorded(store)
+    uids = dict.fromkeys(str(store.rows[key]["uid"]) for key in batch.keys)
+    trainer.collected.visits = {uid: (i, CHUNK.messages[0]) for i, uid in enumerate(uids)}
+    metrics: dict = {}
+    batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
+    numbers = [value for key, value in metrics.items() if key.startswith("soup/")]
+    assert numbers
+    assert np.isfinite(numbers).all()
+    assert metrics["soup/train/prefix/drift/max"] > 0
+
+
 def test_the_bank_gets_the_trainers_log_probs_before_the_update(composed: Any, store: Store) -> None:
     config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.behavior_log_probs=trainer")
     trainer = make_trainer(SoupTrainer, config, WorkerGroup(config, store))
