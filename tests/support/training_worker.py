@@ -44,11 +44,15 @@ class Store:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, Any]] = {}
+        self.types: dict[tuple[str, str], torch.dtype] = {}
 
     def put(self, keys: list[str], partition_id: str, fields: Any = None, tags: Any = None) -> KVBatchMeta:
         for i, key in enumerate(keys):
             row = self.rows.setdefault(key, {})
             for name, value in fields.items() if fields is not None else ():
+                if isinstance(value, torch.Tensor):
+                    kept = self.types.setdefault((partition_id, name), value.dtype)
+                    assert kept == value.dtype, f"TransferQueue keeps {name} as {kept} and refuses {value.dtype}"
                 item = value[i] if isinstance(value, torch.Tensor) else list(value)[i]
                 row[name] = item.clone() if isinstance(item, torch.Tensor) else getattr(item, "data", item)
         self.tags.update(zip(keys, tags or [], strict=bool(tags)))

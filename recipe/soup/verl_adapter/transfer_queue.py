@@ -1,6 +1,7 @@
 """Convert batches of TransferQueue, whose fields are nested tensors, to padded tensors and back."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,27 @@ def store(batch: KVBatchMeta, like: torch.Tensor, fields: dict[str, torch.Tensor
     tq.kv_batch_put(
         keys=batch.keys, partition_id=str(batch.partition_id), fields=TensorDict(nested, batch_size=len(batch))
     )
+
+
+@contextmanager
+def stored_in_float32(field: str) -> Iterator[None]:
+    """Have verl store this field in float32 meanwhile, whatever type its workers compute in.
+
+    TransferQueue keeps the type in which a field was put first, and refuses another. The log-probs that were recorded
+    with prefixes are float32, so behind those of a trainer that computes in bfloat16 they could not be stored.
+    """
+    put = tq.kv_batch_put
+
+    def put_in_float32(*args: Any, fields: Any = None, **kwargs: Any) -> Any:
+        if fields is not None and field in fields:
+            fields[field] = fields[field].float()
+        return put(*args, fields=fields, **kwargs)
+
+    tq.kv_batch_put = put_in_float32
+    try:
+        yield
+    finally:
+        tq.kv_batch_put = put
 
 
 def padded(nested: torch.Tensor, width: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ Stages of verl's trainers, whichever of them runs. What enters the loss is decid
 
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,14 @@ from recipe.soup.verl_adapter.marked_samples import mixed_samples
 from recipe.soup.verl_adapter.recompute import recompute
 from recipe.soup.verl_adapter.registrations import group_estimate, update_choices
 from recipe.soup.verl_adapter.step_state import Stage
-from recipe.soup.verl_adapter.transfer_queue import fetch, finished_samples, padded, store, train_rows
+from recipe.soup.verl_adapter.transfer_queue import (
+    fetch,
+    finished_samples,
+    padded,
+    store,
+    stored_in_float32,
+    train_rows,
+)
 
 TRAIN_FIELDS = [
     "responses",
@@ -45,7 +53,9 @@ class UpdateStage(Stage):
     # ------------------------------------------------------------------ old log-probs
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        batch = super()._compute_old_log_prob(batch, metrics)
+        # Without mixing the field stays as verl stores it.
+        with stored_in_float32("old_log_probs") if self.settings.mixes else nullcontext():
+            batch = super()._compute_old_log_prob(batch, metrics)
         data = fetch(batch, TRAIN_FIELDS)
         rows = self.collected.rows = train_rows(data, self.global_steps - 1)
         self.collected.add_prefixes(data["extra_fields"], batch.tags)

@@ -85,6 +85,7 @@ class RoundingWorkers(WorkerGroup):
             for name in ("log_probs", "entropy"):
                 if name in self.store.rows[key]:
                     self.store.rows[key][name] = self.store.rows[key][name].bfloat16()
+                    self.store.types["train", name] = torch.bfloat16
         return answer
 
 
