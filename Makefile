@@ -4,9 +4,8 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
-# Where the CPU build of torch comes from if pip's own sources do not have it.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements-cpu.txt)
+UV := uv==0.13.9
 LOCKS := requirements-cpu.txt requirements-dev.txt
 # Test files that run at a time. A file of real runs takes 7 GB of memory: JOBS=1 on a small machine.
 JOBS ?= 2
@@ -27,7 +26,9 @@ $(VENV)/.installed: $(LOCKS) setup.py
 	@$(PYTHON) -I verl_ext/cpu/machine.py $(VENV)
 	@echo "Setting up $(VENV): torch, vLLM, verl and what they need, 4 GB. Takes 3 to 5 minutes, of which pip is silent for the last one or two."
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (python3.11-venv)."; exit 1; }
-	$(PIP) install --no-deps "$(TORCH)" || $(PIP) install --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
+	@# Where pip's own sources lack the CPU build of torch: uv knows where PyTorch keeps it.
+	$(PIP) install --no-deps "$(TORCH)" || { $(PIP) install $(UV) && \
+		$(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend cpu "$(TORCH)"; }
 	$(PIP) install --no-deps $(LOCKS:%=-r %)
 	$(PIP) install --no-deps -e .
 	@touch $@

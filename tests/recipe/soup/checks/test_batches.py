@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from refusals import sentence
 
 from recipe.soup.checks.batches import MICRO_BATCHES, check_batches
 from recipe.soup.checks.callbacks import RefuseWrongBatches
@@ -16,15 +17,6 @@ BATCH = f"data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=8"
 """Of 8 samples each, on 8 GPUs."""
 
 every = pytest.mark.parametrize("algorithm", ["soup", "grpo", "verl"])
-
-
-def sentence(config: DictConfig) -> str:
-    with pytest.raises(SystemExit) as refusal:
-        check_batches(config)
-    text = str(refusal.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 @every
@@ -68,7 +60,7 @@ def test_what_the_groups_bring_is_accepted(composed: Compose, algorithm: str) ->
     ],
 )
 def test_refused(composed: Compose, algorithm: str, overrides: str, refused: str, advice: str) -> None:
-    text = sentence(composed(f"algorithm={algorithm}", *overrides.split(), refused))
+    text = sentence(check_batches, composed(f"algorithm={algorithm}", *overrides.split(), refused))
     assert text.startswith(f"{refused}: ")
     assert advice in text
 

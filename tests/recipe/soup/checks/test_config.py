@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from refusals import changing, sentence
 from safetensors.torch import save_file
 
 from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
@@ -25,26 +26,9 @@ ROLLOUT = "actor_rollout_ref.rollout"
 ASYNC = "trainer.v1.trainer_mode=soup_colocate_async"
 
 
-def sentence(config: DictConfig) -> str:
-    with pytest.raises(SystemExit) as refusal:
-        check_config(config)
-    text = str(refusal.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
-
-
 @pytest.fixture(scope="module")
 def example(composed: Compose) -> Callable[..., DictConfig]:
-    """The example's config with some keys changed; composed only once, which takes a third of a second."""
-    base = composed(*BASE)
-
-    def change(*overrides: str) -> DictConfig:
-        config = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(config, DictConfig)
-        return config
-
-    return change
+    return changing(composed(*BASE))
 
 
 def test_the_example_is_accepted(composed: Compose) -> None:
@@ -118,7 +102,7 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
     ],
 )
 def test_refused(composed: Compose, example: Compose, override: str, words: list[str]) -> None:
-    text = sentence(composed(*BASE, override) if override.startswith("+") else example(override))
+    text = sentence(check_config, composed(*BASE, override) if override.startswith("+") else example(override))
     for word in words:
         assert word in text
 
@@ -258,7 +242,7 @@ def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advi
     refused = spelled_out(refused)
     key, value = refused.split("=")
     config = example(*map(spelled_out, overrides.split()), refused)
-    text = sentence(config)
+    text = sentence(check_config, config)
     found = re.match(r"([\w.]+)=(\S+): ", text)
     assert found is not None, text
     assert found.group(1) == key
@@ -314,7 +298,7 @@ def test_within_its_bounds(example: Compose, overrides: str) -> None:
 
 def test_what_is_refused_because_it_mixes_is_refused_if_only_its_schedule_mixes(example: Compose) -> None:
     schedule = ["soup.mixed_share=0", GROW, "schedules.mixed_share.end=0.5", "estimator=gae"]
-    assert "algorithm.adv_estimator=gae" in sentence(example(*map(spelled_out, schedule)))
+    assert "algorithm.adv_estimator=gae" in sentence(check_config, example(*map(spelled_out, schedule)))
 
 
 def test_no_clip_is_spelled_inf_on_the_command_line(composed: Compose) -> None:
@@ -339,7 +323,7 @@ def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
     overrides += [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={folder}"]
-    text = sentence(example(*overrides))
+    text = sentence(check_config, example(*overrides))
     assert text.startswith("trainer.v1.trainer_mode=soup_colocate_async: ")
     assert str(folder) in text
     assert "trainer.resume_mode=disable" in text
@@ -349,7 +333,7 @@ def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refusal = sentence(composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
+    refusal = sentence(check_config, composed(*BASE, "actor_rollout_ref.model.path=nobody/nothing"))
     assert "download it first, or run with HF_HUB_OFFLINE=0" in refusal
 
 
@@ -359,8 +343,8 @@ def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: p
 )
 def test_a_dataset_that_cannot_be_read_is_refused(composed: Compose, tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    assert "cannot be read as" in sentence(composed(*BASE, f"data.train_files={tmp_path / name}"))
-    assert "cannot be read as a dataset" in sentence(composed(*BASE, f"data.train_files={tmp_path}"))
+    assert "cannot be read as" in sentence(check_config, composed(*BASE, f"data.train_files={tmp_path / name}"))
+    assert "cannot be read as a dataset" in sentence(check_config, composed(*BASE, f"data.train_files={tmp_path}"))
 
 
 def test_a_check_that_breaks_stops_the_run(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +362,10 @@ def test_a_dataset_that_would_bypass_us_is_refused(composed: Compose, tmp_path: 
     path = tmp_path / f"train{suffix}"
     frame = pd.DataFrame({"prompt": ["x"], column: [1]})
     frame.to_parquet(path) if suffix == ".parquet" else frame.to_json(path, orient="records", lines=suffix == ".jsonl")
-    assert column in sentence(composed(*BASE, f"data.train_files={path}"))
+    assert column in sentence(check_config, composed(*BASE, f"data.train_files={path}"))
     if suffix == ".json":  # verl reads lines there, too
         frame.to_json(path, orient="records", lines=True)
-        assert column in sentence(composed(*BASE, f"data.train_files={path}"))
+        assert column in sentence(check_config, composed(*BASE, f"data.train_files={path}"))
 
 
 def test_files_of_a_dataset_class_of_ones_own_are_its_own_affair(composed: Compose) -> None:
@@ -395,9 +379,9 @@ def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compos
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     overrides = [f"trainer.resume_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
     config = composed(*BASE, *overrides, f"trainer.resume_from_path={folder}")
-    assert BANK_FILE in sentence(config)
+    assert BANK_FILE in sentence(check_config, config)
     PrefixBank().save(folder / BANK_FILE, "replay", 0, {})
-    assert "source=replay" in sentence(config)  # another source's prefixes
+    assert "source=replay" in sentence(check_config, config)  # another source's prefixes
     PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
     check_config(config)
     (folder / BANK_FILE).unlink()
@@ -416,26 +400,26 @@ def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compos
 )
 def test_snapshots_that_cannot_be_are_refused(composed: Compose, overrides: list[str], words: list[str]) -> None:
     soup = [f"algorithm.soup.{override}" for override in ["source=snapshot", *overrides]]
-    text = sentence(composed(*BASE, *soup))
+    text = sentence(check_config, composed(*BASE, *soup))
     assert all(word in text for word in words), text
     check_config(composed(*BASE, *soup, "algorithm.soup.source=replay"))
 
 
 def test_adapters_that_are_not_merged_have_no_snapshot(composed: Compose) -> None:
     overrides = ["algorithm.soup.source=snapshot", "actor_rollout_ref.model.lora_rank=8"]
-    assert "actor_rollout_ref.model.lora.merge=False" in sentence(composed(*BASE, *overrides))
+    assert "actor_rollout_ref.model.lora.merge=False" in sentence(check_config, composed(*BASE, *overrides))
     check_config(composed(*BASE, *overrides, "actor_rollout_ref.model.lora.merge=True"))
 
 
 def test_whole_responses_end_with_their_end(composed: Compose) -> None:
     whole = [*BASE, "algorithm.soup.source=replay", "algorithm.soup.prefix_length.distribution=whole"]
     check_config(composed(*whole))
-    assert "algorithm.soup.on_eos=cut" in sentence(composed(*whole, "algorithm.soup.on_eos=cut"))
+    assert "algorithm.soup.on_eos=cut" in sentence(check_config, composed(*whole, "algorithm.soup.on_eos=cut"))
 
 
 def test_weights_without_safetensors_are_refused(composed: Compose, tmp_path: Path) -> None:
     overrides = ["algorithm.soup.source=snapshot", f"algorithm.soup.snapshot.policy={tmp_path}"]
-    assert "model_merger" in sentence(composed(*BASE, *overrides))
+    assert "model_merger" in sentence(check_config, composed(*BASE, *overrides))
     save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     check_config(composed(*BASE, *overrides))
 

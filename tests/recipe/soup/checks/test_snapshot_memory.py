@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from refusals import changing
 from safetensors.torch import save_file
 
 from recipe.soup.checks import snapshot_memory
@@ -36,13 +37,7 @@ def base(composed: Compose, countdown_dir: Path) -> DictConfig:
 def example(base: DictConfig, monkeypatch: pytest.MonkeyPatch) -> Compose:
     monkeypatch.setattr(snapshot_memory, "gpu_bytes", lambda: GPU)
     monkeypatch.setattr(snapshot_memory, "parameters", lambda path: PARAMS)
-
-    def change(*overrides: str) -> DictConfig:
-        config = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
-        assert isinstance(config, DictConfig)
-        return config
-
-    return change
+    return changing(base)
 
 
 def overrides_of(config: DictConfig) -> dict:

@@ -143,6 +143,7 @@ def test_settings_are_changed_after_the_fact_and_alone() -> None:
 def test_settings_travel() -> None:
     settings = parse("{source: snapshot, prefix_clip: {low: inf}, snapshot: {policy: pool, keep: 3}}")
     settings.behavior_log_probs = "rollout"
+    # As Ray does with what goes to workers; nothing is loaded that was not dumped in this line.
     for load, dump in ((pickle.loads, pickle.dumps), (cloudpickle.loads, cloudpickle.dumps)):
         assert load(dump(settings)) == settings
         called = load(dump(partial(SoupSettings.model_dump, settings)))

@@ -328,7 +328,8 @@ def test_two_data_parallel_ranks_give_the_gradient_of_one(tmp_path: Path, clean_
             [*command, str(script), str(tmp_path / ranks), *overrides], env=environ, capture_output=True, timeout=240
         )
         assert done.returncode == 0, done.stderr.decode()[-3000:]
-        gradients.append(torch.load(tmp_path / ranks, weights_only=True))  # the tensor that the script wrote
+        # The tensor that the script wrote, and nothing else could be loaded.
+        gradients.append(torch.load(tmp_path / ranks, weights_only=True))
     assert gradients[0].norm() > 0
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6 * float(gradients[0].abs().max()))
 
