@@ -19,6 +19,7 @@ Examples:
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,16 +54,16 @@ CPU = (
 )
 
 
-def alternate(trainer: Any) -> None:
-    """Make the source of SOUP's trainer, whose module is `trainer`, mix in every second block."""
+def alternate(stage: Any) -> None:
+    """Make the source of SOUP's trainer mix in every second block; `stage` is the module that makes it."""
     block_length = int(os.environ[BLOCK_LENGTH])
-    make_source = trainer.SoupTrainer._make_source
+    make_source = stage.make_source
 
     def mixes(step: int) -> bool:
         return (step - 1) // block_length % 2 == 1
 
-    def make_alternating_source(self: Any, facts: Any) -> Any:
-        source = make_source(self, facts)
+    def make_alternating_source(settings: Any, facts: Any, *rest: Any) -> Any:
+        source = make_source(settings, facts, *rest)
         plan, take, updated = source.plan, source.take, source.updated
 
         def take_if_mixed(step: int) -> Any:
@@ -78,7 +79,7 @@ def alternate(trainer: Any) -> None:
         source.updated = lambda step: updated(step) if mixes(step) else None
         return source
 
-    trainer.SoupTrainer._make_source = make_alternating_source
+    stage.make_source = make_alternating_source
 
 
 def pairs(
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace, label: str, preset: Sequence[str], shown: Sequ
     metrics = read_metrics(found[0]) if found else {}
     return {
         "label": label,
-        "command": " ".join(["python -m benchmarks.step_cost", source, f"--block-length {block_length}", *shown]),
+        "command": shlex.join(["python", "-m", "benchmarks.step_cost", *sys.argv[1:]]),
         "machine": machine(),
         **measure(metrics, block_length, args.uncounted),
     }
@@ -211,4 +212,4 @@ if __name__ == "__main__":
     main()
 elif BLOCK_LENGTH in os.environ:
     # verl imports this module before its plugins are loaded, so the trainer must not be imported yet.
-    wrapt.register_post_import_hook(alternate, "recipe.soup.verl_adapter.trainer")
+    wrapt.register_post_import_hook(alternate, "recipe.soup.verl_adapter.prompt_stage")

@@ -2,12 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from training_worker import COUNTDOWN, make_trainer
 
 from benchmarks.report import ratio, render
 from benchmarks.scaling import MODELS, Cost, Gpu, Run
-from benchmarks.step_cost import measure, pairs
+from benchmarks.step_cost import BLOCK_LENGTH, alternate, measure, pairs
+from recipe.soup.prefixes.plan import PromptPlan
+from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.queue import Chunk
+from recipe.soup.verl_adapter import prompt_stage
+from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 
 def blocks(mixed_costs: float) -> dict[int, dict[str, float]]:
@@ -41,6 +49,23 @@ def test_ratio_of_neighbouring_blocks_without_their_edges() -> None:
     measured = measure(metrics, 7)
     assert set(measured["seconds"]) == {"step", "gen"}
     assert (measured["prefix_tokens"], measured["bank_bytes"], measured["snapshot_bytes"]) == (300.0, 600.0, 0.0)
+
+
+def test_the_trainers_source_mixes_in_every_second_block(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the trainer itself, as it makes its source: what the benchmark changes must be what the trainer calls."""
+    monkeypatch.setenv(BLOCK_LENGTH, "2")
+    monkeypatch.setattr(prompt_stage, "make_source", prompt_stage.make_source)  # put back in the end
+    alternate(prompt_stage)
+    config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.lag=1", "algorithm.soup.warm_start=fill")
+    source, prompts = make_trainer(SoupTrainer, config).source, config.data.train_batch_size
+    planned = [source.plan((step - 1) * prompts, [{"role": "user", "content": "x"}]).lengths for step in range(1, 9)]
+    assert [bool(lengths) for lengths in planned] == [False, False, True, True] * 2
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((0, 2),))
+    for step in range(1, 9):
+        source.queue.append(Chunk(None, step, ["m"], [PromptPlan([2], 1)]))
+        source.bank.put(step, 0, prefix)
+    taken = [source.take(step)[1][0] for step in range(1, 9)]
+    assert [bool(slots) for slots in taken[2:]] == [True, True, False, False, True, True]
 
 
 def test_the_interval_holds_the_median_and_grows_with_the_noise() -> None:
