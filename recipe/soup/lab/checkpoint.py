@@ -72,8 +72,9 @@ def save_checkpoint(
     new.rename(root / TRACKER)
     kept = config.trainer.max_actor_ckpt_to_keep
     if kept is not None:
-        numbered = sorted((path for path in root.glob("global_step_*") if path.suffix != ".part"), key=step_of)
-        for old in numbered[:-kept]:
+        whole = [path for path in root.glob("global_step_*") if path.suffix != ".part"]
+        # Later ones are those of a run that was there before, and not this one's to delete.
+        for old in sorted((path for path in whole if step_of(path) <= step), key=step_of)[:-kept]:
             shutil.rmtree(old)
 
 

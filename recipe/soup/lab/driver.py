@@ -22,7 +22,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
-from recipe.soup.algorithm.batch_metrics import lag_metrics, train_metrics
+from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
 from recipe.soup.checks.losses import GROUP_ONLY
 from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
@@ -55,6 +55,8 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "actor_rollout_ref.model.lora_rank": (0,),
     f"{ROLLOUT}.top_p": (1.0,),
     f"{ROLLOUT}.top_k": (-1, 0),
+    f"{ROLLOUT}.min_p": (0.0, None),
+    f"{ROLLOUT}.repetition_penalty": (1.0, None),
     f"{ROLLOUT}.val_kwargs.top_p": (1.0,),
     f"{ROLLOUT}.val_kwargs.top_k": (-1, 0),
     f"{ROLLOUT}.val_kwargs.do_sample": (True,),
@@ -172,7 +174,7 @@ class Lab:
         self.source.generated(step)
         generated = time.perf_counter()
         batch = rows_before_update(self.model, samples, self.rollout.temperature, step - 1)
-        metrics = train_metrics(batch)
+        metrics = train_metrics(batch) | drift_metrics(batch, by_trainer=True)
         # `behavior_log_probs=trainer` changes nothing here: the model that samples is the one that is trained.
         self.source.harvest(seeds)
         self.source.in_flight.clear()

@@ -25,6 +25,10 @@ from verl_ext.historical_policy.store import SnapshotStore
 
 SNAPSHOT_FOLDER = "soup_snapshots"
 BEST = "best"
+AWAITED = "best awaited"
+"""The note of a version, above 0, that is the best so far and whose weights are still to be taken."""
+COST = "cost/"
+"""Begins the notes of a standalone engine's cost that no step has reported yet."""
 
 
 class HistoricalEngine(Protocol):
@@ -77,7 +81,6 @@ class SnapshotSource(PrefixSource):
         self._choose: Callable[[int], Snapshot | None] = choices.get(policy, lambda step: foreign)
         self._requests: list[PrefixRequest] = []
         self._served: Snapshot | None = None
-        self._best_awaited = False
         self._sampling: Future[list[Any]] | None = None
         self._waited = 0.0
 
@@ -110,8 +113,7 @@ class SnapshotSource(PrefixSource):
     def validated(self, step: int, score: float) -> None:
         """Remember the best score; its weights are taken when the rollout engine sleeps, before the next update."""
         if self.mixes and self.settings.snapshot.policy == BEST and score > self.store.notes.get(BEST, -np.inf):
-            self.store.notes[BEST] = score
-            self._best_awaited = step > 0
+            self.store.notes |= {BEST: score, AWAITED: step}
 
     # ------------------------------------------------------------------ its prefixes
 
@@ -123,8 +125,7 @@ class SnapshotSource(PrefixSource):
 
     def generated(self, step: int) -> None:
         """Let a colocated engine sample, for the prompts of the next step that no refill has taken."""
-        if self._best_awaited:
-            self._best_awaited = False
+        if self.store.notes.pop(AWAITED, 0):
             self.store.name(BEST, self._engine.take_snapshot(step - 1))
         if self.settings.snapshot.placement == "colocated":
             self._order(step)
@@ -191,9 +192,11 @@ class SnapshotSource(PrefixSource):
     def save(self, folder: Path) -> None:
         self._collect()
         super().save(folder)
+        self.store.notes |= {f"{COST}{name}": value for name, value in self._cost.items()}
         self.store.save(folder / SNAPSHOT_FOLDER)
 
     def load(self, folder: Path) -> None:
         super().load(folder)
         if self.mixes:
             self.store.load(folder / SNAPSHOT_FOLDER)
+            self._cost = {name: int(self.store.notes.get(f"{COST}{name}", 0)) for name in self._cost}

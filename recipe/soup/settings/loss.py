@@ -85,11 +85,6 @@ class LossSettings(Group):
         "of 2 or more.",
     )
 
-    @property
-    def weighs(self) -> bool:
-        """Whether some prefix tokens may have no gradient."""
-        return self.prefix_gradient < 1 or self.second_moment is not None
-
     @model_validator(mode="after")
     def _check_clip(self) -> Self:
         clips, unset = self.ratio in CLIPPED, f"ratio={self.ratio} has no clip; drop it."

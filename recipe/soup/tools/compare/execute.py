@@ -101,6 +101,10 @@ def execute(
             raise refuse(
                 "--records", records, f"{run.name} seed {run.seed} was kept with other settings; move it away."
             )
+    if records is not None:
+        for run in study.in_folder(out):
+            if run.is_done and not is_recorded(run, records):  # by an earlier call that kept no records
+                write_record(run, read_run(run), records)
     launch = _starter(study, ray_address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no run outlives this process
     waiting = [run for run in study.in_folder(out) if not (run.is_done or is_recorded(run, records))]
@@ -119,9 +123,9 @@ def execute(
                     run, process = item
                     running.remove(item)
                     if process.wait() == 0 and run.metrics.exists():
-                        run.mark_done()
-                        if records is not None:
+                        if records is not None:  # first, so that a run that is done is recorded as well
                             write_record(run, read_run(run), records)
+                        run.mark_done()
                     else:
                         failed.append(run)
                         progress.write(f"{run.name} seed {run.seed} failed: {_reason(run, process)}")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
 from transformers import AutoModelForCausalLM
 
+from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, rows_before_update
@@ -300,6 +301,25 @@ def test_the_newest_checkpoint_is_a_whole_one(composed: Any, tmp_path: Path, mon
     assert Lab(example(composed, *overrides, "trainer.resume_mode=auto")).first_step == 3
     Lab(example(composed, *overrides, "trainer.resume_mode=auto")).fit()
     assert sorted(path.name for path in tmp_path.glob("global_step_*")) == ["global_step_6"]
+
+
+def test_a_run_that_starts_anew_keeps_its_own_checkpoint(composed: Any, tmp_path: Path) -> None:
+    """In a folder with a later one, of a run that was there before."""
+    kept = [f"trainer.default_local_dir={tmp_path}", "trainer.save_freq=2", "trainer.max_actor_ckpt_to_keep=1"]
+    config = example(composed, "algorithm.soup.lag=1", *kept)
+    lab = Lab(config)
+    for step in (150, 2, 4):
+        lab._save(step)
+    assert sorted(path.name for path in tmp_path.glob("global_step_*")) == ["global_step_150", "global_step_4"]
+    config.trainer.resume_mode = "auto"
+    assert checkpoint_to_resume(config) == tmp_path / "global_step_4"
+
+
+@pytest.mark.parametrize("key", ["+min_p=0.1", "+repetition_penalty=1.1", "top_p=0.9"])
+def test_truncated_sampling_is_refused_whatever_the_algorithm(key: str, composed: Any) -> None:
+    key, add = key.removeprefix("+"), "+" * key.startswith("+")
+    with pytest.raises(SystemExit, match=f"rollout.{key}: only the real path"):
+        Lab(composed("example=countdown", "algorithm=grpo", *SMALL, f"{add}actor_rollout_ref.rollout.{key}"))
 
 
 def test_a_checkpoint_of_another_driver_is_refused(composed: Any, tmp_path: Path) -> None:

@@ -189,6 +189,33 @@ def test_best_is_the_best_validation_so_far(base: str, placement: str) -> None:
     assert engine.taken == [2, 4]
 
 
+@pytest.mark.parametrize("placement", ["colocated", "standalone"])
+def test_a_resumed_run_takes_the_best_weights_that_were_still_awaited(
+    base: str, placement: str, tmp_path: Path
+) -> None:
+    """A checkpoint after the validation, whose weights the next step takes."""
+
+    def goes_on(source: SnapshotSource) -> list[set[int]]:
+        return [step(source, number) for number in range(4, 7)]
+
+    engine = Engine()
+    source = make(base, engine, policy="best", placement=placement)
+    for number in range(1, 4):
+        step(source, number)
+    source.validated(3, 0.5)
+    source.save(tmp_path)
+    resumed_engine = Engine()
+    resumed = make(base, resumed_engine, policy="best", placement=placement)
+    resumed.load(tmp_path)
+    for _ in range(resumed._next_ordinal // 2):
+        resumed._fetch()  # as the resumed dataloader does
+    costs = [{key: n for key, n in s.metrics().items() if key.startswith("soup/cost/")} for s in (resumed, source)]
+    assert costs[0] == costs[1]
+    assert costs[0]["soup/cost/seed_requests"] > 0
+    assert goes_on(resumed) == goes_on(source)
+    assert resumed_engine.taken == engine.taken == [3]
+
+
 def test_pool_draws_from_what_is_kept(base: str) -> None:
     source = make(base, Engine(), policy="pool", keep=4, eviction="log_spaced")
     seen = [step(source, number) for number in range(1, LAST_STEP + 1)]

@@ -75,6 +75,21 @@ def test_a_record_gives_the_tables_of_its_run(finished: list[Run], tmp_path: Pat
     assert not any("nobody" in key for metrics in pairs[0][1].metrics.values() for key in metrics)
 
 
+def test_a_record_of_plain_verl_tells_its_tokens(finished: list[Run], tmp_path: Path) -> None:
+    """Without our metrics they come from three of verl's own."""
+    run = finished[0]
+    data = {"perf/total_num_tokens": 1280.0, "prompt_length/mean": 9.0, "response_length/mean": 11.0}
+    run.metrics.write_text("\n".join(json.dumps({"step": step, "data": data}) for step in (1, 2)))
+    write_record(run, read_run(run), tmp_path / "records")
+    assert generated_tokens(read_record(run, tmp_path / "records")).tolist() == [704, 704]
+
+
+def test_a_run_that_was_done_before_records_were_kept_is_recorded(finished: list[Run], tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    assert execution.execute(Study(**STUDY), tmp_path / "out", jobs=1, records=records) == []
+    assert all(is_recorded(run, records) for run in finished)
+
+
 def test_a_record_is_of_its_own_settings_only(finished: list[Run], tmp_path: Path) -> None:
     records = tmp_path / "records"
     for run in finished:
