@@ -49,6 +49,7 @@ setup(
             "verl.trainer.ppo.v1 = recipe.soup.verl_adapter.trainer",
             "verl.trainer.ppo.core_algos = recipe.soup.verl_adapter.registrations",
             "verl.experimental.agent_loop = recipe.soup.verl_adapter.agent_loop",
+            "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer = verl_ext.weight_sockets",
         ],
     },
 )
