@@ -10,7 +10,8 @@ LOCKS := requirements-cpu.txt requirements-dev.txt
 # Test files that run at a time. A file of real runs takes 7 GB of memory: JOBS=1 on a small machine.
 JOBS ?= 2
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# Torch's threads of two test processes on two cores wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 

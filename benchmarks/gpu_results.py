@@ -64,6 +64,7 @@ def render(checks: Sequence[Check], results: Path) -> str:
         result = json.loads(path.read_text())
         lines.append(f"| {check.name} | {check.proves} | {result['card']} | {result['seconds']} |")
         text = result["figures"]
-        text = text if text.startswith("|") else f"```\n{text}\n```"
+        is_markdown = any(line.startswith("|") for line in text.splitlines())
+        text = text if is_markdown else f"```\n{text}\n```"
         sections.append(f"\n## {check.name}\n\n`{result['command']}`, {result['date']}, {result['packages']}\n\n{text}")
     return "\n".join([*lines, *sections]) + "\n"

@@ -17,14 +17,8 @@ def table(metrics: dict[int, dict[str, float]], every: int, columns: Mapping[str
 
     Args:
         metrics: by step; 0 is before training.
-        columns: heading and key of each.
-
-    Raises:
-        SystemExit: a key that no step has; one sentence.
+        columns: heading and key of each; a cell is empty where no step has the key.
     """
-    known = {key for values in metrics.values() for key in values}
-    if missing := [key for key in columns.values() if key not in known]:
-        raise SystemExit(f"{', '.join(missing)}: no step has it; give keys that the run logged.")
     windows: dict[int, list[dict[str, float]]] = {}
     for step in sorted(metrics):
         windows.setdefault(-(-step // every), []).append(metrics[step])
@@ -45,7 +39,12 @@ def main() -> None:
     if not args.metrics.exists():
         raise SystemExit(f"{args.metrics}: no such file; give what verl's file logger wrote.")
     columns = dict(column.split("=", 1) for column in args.columns)
-    print(table(read_metrics(args.metrics), args.every, columns))
+    metrics = read_metrics(args.metrics)
+    print(table(metrics, args.every, columns))
+    known = {key for values in metrics.values() for key in values}
+    if missing := [key for key in columns.values() if key not in known]:
+        # Behind the table: what there is, took a GPU to get.
+        raise SystemExit(f"{', '.join(missing)}: no step has it; give keys that the run logged.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from verl_ext import __version__
+from verl_ext.errors import last_line
 
 INTERVAL_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
@@ -49,7 +50,7 @@ def handshake(workers: list[Any], replicas: list[Any], agents: list[Any]) -> Non
         try:
             versions += [(role, v) for v in ray.get([actor.__ray_call__.remote(_loaded_version) for actor in actors])]
         except RayError as error:  # a process without the package cannot even read the question
-            versions.append((role, str(error).splitlines()[-1]))
+            versions.append((role, last_line(error)))
     for role, version in versions:
         if version != __version__:
             raise RuntimeError(
@@ -67,7 +68,7 @@ def handshake(workers: list[Any], replicas: list[Any], agents: list[Any]) -> Non
     except RayError as error:
         raise RuntimeError(
             f"A vLLM worker does not run verl_ext {__version__}: keep actor_rollout_ref.rollout.engine_kwargs.vllm."
-            f"worker_extension_cls=verl_ext.vllm_worker.WorkerExtension. It answered: {str(error).splitlines()[-1]}"
+            f"worker_extension_cls=verl_ext.vllm_worker.WorkerExtension. It answered: {last_line(error)}"
         ) from error
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import gpu_checks
 from benchmarks.gpu_checks import CHECKS, run_all
-from benchmarks.gpu_results import Check, card
-from benchmarks.windows import table
+from benchmarks.gpu_results import Check, card, render
+from benchmarks.windows import main, table
 
 SCRIPT = """#!/usr/bin/env bash
 echo "noise of $*"
@@ -117,5 +117,23 @@ def test_a_table_of_windows() -> None:
         "| 3 to 4 | 0.7 | 3.5 |",
         "| 5 to 5 |  | 5 |",
     ]
+
+
+def test_a_key_that_no_step_has_is_told_behind_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "data": {"r": 2.0}}\n')
+    monkeypatch.setattr("sys.argv", ["windows", str(metrics), "reward=r", "x=nothing"])
     with pytest.raises(SystemExit, match="nothing: no step has it"):
-        table(metrics, 2, {"x": "nothing"})
+        main()
+    assert capsys.readouterr().out.splitlines()[-1] == "| 1 to 1 | 2 |  |"
+
+
+def test_figures_with_a_table_are_markdown(tmp_path: Path) -> None:
+    facts = {"card": "a card", "seconds": 1, "command": "c", "date": "d", "packages": "p"}
+    for name, text in {"a": "lookahead: 25 steps\n| phase |", "b": "prefix 2e-6"}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "figures": text}))
+    page = render([Check((name,), 1, "it") for name in "ab"], tmp_path)
+    assert "p\n\nlookahead: 25 steps\n| phase |\n" in page
+    assert "```\nprefix 2e-6\n```" in page

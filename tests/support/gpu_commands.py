@@ -16,10 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.data.prepare import prepare
+from examples.smollm2.build_data import build
 from recipe.soup.mathematics.datasets import DAPO_AFTER, DAPO_BEFORE
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "recipe/soup/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "recipe/soup/README.md", "examples/smollm2/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 SCRIPTS = sorted((ROOT / "examples").glob("run_*.sh"))
 STARTS_VERL = r"(?:python -m verl\.trainer\.main_ppo|examples/run_[\w.-]+\.sh|benchmarks/gpu\.sh)"
 FAMILIES = {"qwen3": ("qwen3", 32768), "qwen2.5-math": ("qwen2", 4096), "smollm2": ("llama", 8192)}
@@ -78,6 +82,8 @@ class Workplace:
 
     def calls(self, command: str) -> list[list[str]]:
         """The arguments of each `python -m verl.trainer.main_ppo` that a command starts."""
+        if "example=smollm2" in command:  # whose data an earlier command of the document makes
+            build(self.folder / "runs" / "smollm2" / "data", 4096, 128, 0)
         calls = self.folder / "calls"
         calls.write_text("")
         environ = {

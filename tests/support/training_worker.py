@@ -82,7 +82,7 @@ class WorkerGroup:
         self.entered: list[dict[str, torch.Tensor]] = []
 
     def _data(self, batch: KVBatchMeta) -> Any:
-        data = self.store.get(batch.keys, "train")
+        data = self.store.get(batch.keys, str(batch.partition_id))
         for key, value in (batch.extra_info or {}).items():
             tu.assign_non_tensor_data(data, key, value)
         return data
@@ -93,7 +93,7 @@ class WorkerGroup:
     def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
         output = self.worker.compute_log_prob(self._data(batch))
         tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
-        self.store.put(batch.keys, "train", TensorDict(tensors, batch_size=len(batch)))
+        self.store.put(batch.keys, str(batch.partition_id), TensorDict(tensors, batch_size=len(batch)))
         return batch
 
     def update_actor(self, batch: KVBatchMeta) -> TensorDict:

@@ -65,3 +65,9 @@ def test_the_earliest_error_of_all_workers_is_taken(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(failures, "ray", SimpleNamespace(get=lambda references, timeout: references))
     assert first_failure(agents) == "early"
     assert first_failure(agents[:1]) is None
+
+
+def test_a_failure_is_told_once() -> None:
+    failures._first.held = (1.0, "early")
+    assert failures._take(None) == (1.0, "early")
+    assert failures._take(None) is None

@@ -110,6 +110,16 @@ def test_watchdog_leaves_healthy_and_busy_runs_alone() -> None:
         assert not worker.killed
 
 
+def test_watchdog_asks_a_busy_actor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health.ray, "wait", lambda questions, num_returns, timeout: ([], questions))
+    server, asked = Actor(), []
+    server.__ray_call__.remote = lambda function: asked.append(function) or len(asked)
+    watchdog = RolloutWatchdog(*cluster(server))
+    assert not watchdog._check()
+    assert not watchdog._check()
+    assert len(asked) == 1
+
+
 def test_watchdog_ends_a_run_whose_agent_loop_worker_died() -> None:
     with RolloutWatchdog(*cluster(Actor(), agent=Actor(answer=raiser(ActorDiedError()))), interval=0.01) as watchdog:
         wait_for_death(watchdog)

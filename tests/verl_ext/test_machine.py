@@ -91,9 +91,11 @@ class TestBucket:
 
     def test_one_that_is_given_too_small_is_refused(self, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
         path = self.model(tmp_path, vocab_size=49152, hidden_size=576)
-        with pytest.raises(SystemExit, match=r"an embedding of .* has 108 MB in float32"):
+        with pytest.raises(SystemExit, match=r"a matrix of .* has 108 MB in float32"):
             RequireCpuPlatform().on_job_start(composed("hardware=cpu", path, f"{BUCKET}=64"))
         RequireCpuPlatform().on_job_start(composed("hardware=cpu", path, f"{BUCKET}=512"))
+        not_here = "actor_rollout_ref.model.path=owner/not-here"
+        RequireCpuPlatform().on_job_start(composed("hardware=cpu", not_here, f"{BUCKET}=64"))
 
 
 def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

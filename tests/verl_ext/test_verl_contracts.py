@@ -1,6 +1,7 @@
 """What we rely on in verl 0.9.1, by name: a version bump that changes one of these fails here, with the symbol."""
 
 import inspect
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from transfer_queue.controller import FieldMeta
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -147,6 +149,18 @@ def test_vllm_wants_its_share_of_the_whole_gpu_free_when_it_starts() -> None:
     assert request_memory(gpu, cast(Any, fits)) == 48
     with pytest.raises(ValueError, match="Free memory on device"):
         request_memory(gpu, cast(Any, too_much))
+
+
+def test_old_log_probs_are_put_by_name_and_a_field_keeps_its_type() -> None:
+    """Why `transfer_queue.stored_in_float32` widens verl's first put, and how it can."""
+    source = inspect.getsource(PPOTrainer._compute_old_log_prob)
+    assert re.search(
+        r"tq\.kv_batch_put\(\s*keys=batch\.keys, partition_id=batch\.partition_id, fields=data\.select\(", source
+    )
+    field = FieldMeta()
+    field.update({"dtype": torch.bfloat16, "is_nested": True, "per_sample_shapes": []}, [])
+    with pytest.raises(ValueError, match="dtype mismatch"):
+        field.update({"dtype": torch.float32, "is_nested": True, "per_sample_shapes": []}, [])
 
 
 def test_a_weight_must_fit_into_a_bucket_only_in_shared_memory() -> None:

@@ -16,6 +16,8 @@ driver. On a cluster every node needs the same environment anyway.
 import importlib
 from functools import cache
 
+from verl_ext.errors import first_line
+
 FLASH, TORCH = "flash_attention_2", "sdpa"
 
 
@@ -28,7 +30,7 @@ def why_no_flash_attn() -> str | None:
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from verl_ext.cpu.machine import before_run, memory_warning
 from verl_ext.plugin.attention import FLASH, TORCH, why_no_flash_attn
-from verl_ext.plugin.resolvers import weight_bucket_megabytes
+from verl_ext.plugin.resolvers import largest_matrix_megabytes
 
 SUPPORTED_VERL = "0.9.1"
 ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
@@ -62,11 +62,11 @@ def bucket_megabytes(config: DictConfig) -> int:
     Raises:
         SystemExit: the model's largest matrix does not fit into the bucket; says what to do.
     """
-    needed = weight_bucket_megabytes(str(config.actor_rollout_ref.model.path))
+    needed = largest_matrix_megabytes(str(config.actor_rollout_ref.model.path))
     given = OmegaConf.select(config, BUCKET)
-    if given < needed:
+    if needed is not None and given < needed:
         raise SystemExit(
-            f"{BUCKET}={given}: an embedding of {config.actor_rollout_ref.model.path} has {needed} MB in float32, and "
+            f"{BUCKET}={given}: a matrix of {config.actor_rollout_ref.model.path} has {needed} MB in float32, and "
             "verl sends it in one piece; leave the key out, and hardware=cpu sets it."
         )
     return given

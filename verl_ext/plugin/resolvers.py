@@ -30,7 +30,16 @@ VERLS_BUCKET = 2048
 
 
 def weight_bucket_megabytes(model: str) -> int:
-    """Return the MiB that a bucket of weights needs for the model's largest matrix, at least 64.
+    """Return the MiB of the bucket in which weights travel: what the largest matrix needs, at least 64.
+
+    Where that is not known, because the model is not on this machine yet, verl's own default.
+    """
+    needed = largest_matrix_megabytes(model)
+    return VERLS_BUCKET if needed is None else max(SMALLEST_BUCKET, needed)
+
+
+def largest_matrix_megabytes(model: str) -> int | None:
+    """Return the MiB of the model's largest matrix on its way to the engine; None if the model is not here.
 
     Where weights travel through shared memory, verl asserts that each of them fits. The largest is the embedding (or
     the head, which has the same shape), or a layer of the MLP if the vocabulary is small.
@@ -48,12 +57,12 @@ def weight_bucket_megabytes(model: str) -> int:
         except HFValidationError:  # a folder that does not exist: whoever loads it will say so
             cached = None
         if not isinstance(cached, str):
-            return VERLS_BUCKET
+            return None
         file = Path(cached)
     config = json.loads(file.read_text())
     config = config.get("text_config", config)
     rows = max(config.get("vocab_size", 0), config.get("intermediate_size", 0))
-    return max(SMALLEST_BUCKET, -(-rows * config.get("hidden_size", 0) * BYTES // 2**20))
+    return -(-rows * config.get("hidden_size", 0) * BYTES // 2**20)
 
 
 def training_strategy(model_engine: str) -> str:

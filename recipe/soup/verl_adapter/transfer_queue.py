@@ -33,7 +33,8 @@ def stored_in_float32(field: str) -> Iterator[None]:
     """Have verl store this field in float32 meanwhile, whatever type its workers compute in.
 
     TransferQueue keeps the type in which a field was put first, and refuses another. The log-probs that were recorded
-    with prefixes are float32, so behind those of a trainer that computes in bfloat16 they could not be stored.
+    with prefixes are float32, so behind those of a trainer that computes in bfloat16 they could not be stored. (verl's
+    `logprobs_from_logits_v2` answers in bfloat16 then; flash-attn's cross-entropy, where it is installed, in float32.)
     """
     put = tq.kv_batch_put
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
+from verl_ext.errors import last_line
+
 
 @ray.remote(num_cpus=1, max_retries=0)
 def run_to_end(start: Callable[[], subprocess.Popen], folder: str) -> int:
@@ -46,5 +48,5 @@ class RayRun:
         try:
             return ray.get(self._task)
         except RayError as error:
-            self.error = str(error).strip().splitlines()[-1]
+            self.error = last_line(error)
             return 1

@@ -85,7 +85,7 @@ class RoundingWorkers(WorkerGroup):
             for name in ("log_probs", "entropy"):
                 if name in self.store.rows[key]:
                     self.store.rows[key][name] = self.store.rows[key][name].bfloat16()
-                    self.store.types["train", name] = torch.bfloat16
+                    self.store.types[str(batch.partition_id), name] = torch.bfloat16
         return answer
 
 
@@ -109,12 +109,21 @@ def test_a_step_of_a_trainer_that_rounds(source: str, composed: Any, store: Stor
     batch = recorded(store)
     uids = dict.fromkeys(str(store.rows[key]["uid"]) for key in batch.keys)
     trainer.collected.visits = {uid: (i, CHUNK.messages[0]) for i, uid in enumerate(uids)}
+    trainer.source.queue.append(CHUNK)
+    prefix = Prefix(np.array([3, 4], dtype=np.int32), np.zeros(2, np.float32), ((STEP - 1, 2),))
+    arriving = SampledPrefix(40, 0, prefix, 3, False, prompt_ids=[5, 6, 7])
+    store.rows[batch.keys[0]]["extra_fields"][SAMPLED_KEY] = [arriving.pack()]
     metrics: dict = {}
     batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
     numbers = [value for key, value in metrics.items() if key.startswith("soup/")]
     assert numbers
     assert np.isfinite(numbers).all()
     assert metrics["soup/train/prefix/drift/max"] > 0
+    assert metrics["soup/prefix/engine_mismatch/max"] > 0
+    for row in (store.rows[key] for key in batch.keys):
+        old, historical = row["old_log_probs"], row["policy_versions"] < STEP - 1
+        assert torch.equal(old[historical], row["rollout_log_probs"][historical])  # to the last bit
+        assert torch.equal(old[~historical], old[~historical].bfloat16().float())  # what the trainer answered
 
 
 def test_the_bank_gets_the_trainers_log_probs_before_the_update(composed: Any, store: Store) -> None:
