@@ -1,8 +1,8 @@
 """The one form of every refusal."""
 
-from verl_ext.errors import first_line
+from verl_ext.errors import first_line, last_line, root_cause
 
-__all__ = ["first_line", "refuse"]
+__all__ = ["first_line", "last_line", "refuse", "root_cause"]
 
 
 def refuse(key: str, value: object, why: str) -> SystemExit:

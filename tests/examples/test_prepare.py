@@ -15,7 +15,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from examples.data.prepare import main, prepare
 from recipe.soup.mathematics.datasets import DAPO_AFTER, DAPO_BEFORE, INSTRUCTION
-from recipe.soup.records.problems import read_problems
+from recipe.soup.verl_adapter.problems import read_problems
 
 PROBLEMS = [("What is $1+1$?", "2"), ("Halve $1$.", r"\frac{1}{2}"), ("Find $x$.", "-3")]
 Printed = pytest.CaptureFixture[str]
@@ -73,8 +73,9 @@ def test_verl_reads_it(math500: Path, tmp_path: Path, countdown_dir: Path) -> No
         assert (row["data_source"], row["index"], row["extra_info"]["split"]) == ("math500", index, "test")
 
 
-def test_the_lab_reads_it(dapo: Path, tmp_path: Path) -> None:
-    problems = read_problems(prepare("dapo_math_17k", tmp_path / "data", dapo))
+def test_lab_and_evaluation_read_it(dapo: Path, tmp_path: Path, composed: Any) -> None:
+    path = prepare("dapo_math_17k", tmp_path / "data", dapo)
+    problems = read_problems(composed(f"data.val_files={path}", "data.shuffle=false"), "val", None)
     assert [problem.messages for problem in problems] == [
         [{"role": "user", "content": problem + INSTRUCTION}] for problem, _ in PROBLEMS
     ]

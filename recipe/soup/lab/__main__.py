@@ -10,7 +10,8 @@ import argparse
 import os
 
 import torch
-from hydra import compose, initialize_config_module
+
+from recipe.soup.verl_adapter.compose import composed
 
 
 def main() -> None:
@@ -19,15 +20,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="+", help="as for python -m verl.trainer.main_ppo")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", overrides=args.overrides)
+    config = composed(args.overrides)
     config.trainer.experiment_name += "-lab"  # never over the files of a run on the real path
     for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
         os.environ.setdefault(key, str(value))
 
     from recipe.soup.checks.batches import check_groups
     from recipe.soup.checks.config import check_config
-    from recipe.soup.lab.driver import Lab, check_lab_config
+    from recipe.soup.lab.driver import Lab
+    from recipe.soup.lab.refusals import check_lab_config
 
     check_lab_config(config)
     check_groups(config)

@@ -8,6 +8,7 @@ constant.
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,73 +16,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
 from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
-from recipe.soup.checks.losses import GROUP_ONLY
-from recipe.soup.errors import refuse
+from recipe.soup.errors import first_line
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
+from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.sampler import Answer, sample
 from recipe.soup.lab.update import Sample, Updater, fields_of_loss, rows_before_update
+from recipe.soup.lab.validation import Graded, accuracy_metrics
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.source import FinishedSample
-from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file
-from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
-from recipe.soup.records.problems import Problem, read_problems
+from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
+from recipe.soup.records.problems import Problem, correctness
 from recipe.soup.settings import parse_settings
-from recipe.soup.verl_adapter.probes import load_reward
+from recipe.soup.verl_adapter.grader import Grader, Response
+from recipe.soup.verl_adapter.problems import Prompts, read_problems
 from recipe.soup.verl_adapter.run_facts import run_facts
 
 NO_TEMPERATURE = 1e-6
-ROLLOUT = "actor_rollout_ref.rollout"
-ONLY_REAL: dict[str, tuple[Any, ...]] = {
-    "algorithm.filter_groups.enable": (False,),
-    "algorithm.use_kl_in_reward": (False,),
-    "algorithm.rollout_correction.bypass_mode": (False,),
-    "algorithm.rollout_correction.rollout_rs": (None,),
-    "actor_rollout_ref.actor.use_kl_loss": (False,),
-    "actor_rollout_ref.actor.shuffle": (False,),
-    "actor_rollout_ref.actor.optim.lr_scheduler_type": ("constant",),
-    "actor_rollout_ref.actor.optim.lr_warmup_steps": (-1, 0, None),
-    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": (0.0,),
-    "actor_rollout_ref.model.lora_rank": (0,),
-    f"{ROLLOUT}.top_p": (1.0,),
-    f"{ROLLOUT}.top_k": (-1, 0),
-    f"{ROLLOUT}.min_p": (0.0, None),
-    f"{ROLLOUT}.repetition_penalty": (1.0, None),
-    f"{ROLLOUT}.val_kwargs.top_p": (1.0,),
-    f"{ROLLOUT}.val_kwargs.top_k": (-1, 0),
-    f"{ROLLOUT}.val_kwargs.do_sample": (True,),
-    f"{ROLLOUT}.ignore_eos": (False,),
-    "data.custom_cls.path": (None,),
-    "data.shuffle": (True,),
-    "trainer.critic_warmup": (0,),
-    "trainer.v1.trainer_mode": ("soup",),
-}
-"""What the lab would ignore: key, and the values at which that makes no difference."""
-
-
-def check_lab_config(config: DictConfig) -> None:
-    """Refuse what only the real path can do.
-
-    Raises:
-        SystemExit: which key, which value, what to do.
-    """
-    for key, allowed in ONLY_REAL.items():
-        value = OmegaConf.select(config, key, default=allowed[0])
-        if value not in allowed:
-            raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
-    estimator = config.algorithm.adv_estimator
-    if estimator in GROUP_ONLY:
-        raise refuse("algorithm.adv_estimator", estimator, "only the real path can do that; use soup, grpo or rloo.")
 
 
 def _endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
@@ -105,20 +66,22 @@ class Lab:
         # Read once: behind it is an interpolation, and parsing those for every sample took a third of a step.
         self._response_length = int(rollout.response_length)
         self.settings = parse_settings(config.algorithm.get("soup"), self._response_length)
-        torch.manual_seed(config.data.seed)
-        self.generator = torch.Generator().manual_seed(config.data.seed)
+        # What verl's sampler does without a seed: torch's own, always the same.
+        seed = torch.Generator().initial_seed() if config.data.seed is None else config.data.seed
+        torch.manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         base_model, checkpoint = config.actor_rollout_ref.model.path, checkpoint_to_resume(config)
         path = base_model if checkpoint is None else weights_of(checkpoint)
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.prompts = Prompts(config)
+        self.tokenizer = self.prompts.tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
         self.updater = Updater(self.model, optimizer, config, self.settings)
-        named = config.reward.custom_reward_function
-        self._reward = load_reward(named.path, named.name)
-        training = read_problems(config.data.train_files, config.data.train_max_samples)
-        self.validation = read_problems(config.data.val_files, config.data.val_max_samples)
-        self._problems, self._drawn = _endless(training, config.data.seed), 0
-        facts = run_facts(config, prompts_per_epoch=len(training), seed=config.data.seed)
+        self.grader = Grader(config)
+        training = read_problems(config, "train", self.tokenizer)
+        self.validation = read_problems(config, "val", self.tokenizer)
+        self._problems, self._drawn = _endless(training, seed), 0
+        facts = run_facts(config, prompts_per_epoch=len(training), seed=seed)
         self.last_step = facts.last_step
         past_weights = Path(config.trainer.default_local_dir) / "past_weights"
         engine = PastWeights(self.model, self._sample_messages, past_weights)
@@ -147,11 +110,19 @@ class Lab:
         self._drawn += len(problems)
         return problems, [problem.messages for problem in problems], drawn
 
-    def _score(self, problem: Problem, text: str) -> float:
-        return float(self._reward(problem, text)["score"])
+    def _grade(self, problems: Sequence[Problem], answers: Sequence[list[int]]) -> list[Graded]:
+        """Grade answers, each to its problem; token ids as they were sampled."""
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        tokens = map(len, answers)
+        graded = self.grader.grade(map(Response, problems, texts, tokens))
+        for problem, text, score in zip(problems, texts, graded, strict=True):
+            if isinstance(score, Exception):
+                asked = problem.messages[-1]["content"]
+                raise SystemExit(f"The reward failed: {first_line(score)}. It was given {text!r}, to {asked!r}.")
+        return [score for score in graded if not isinstance(score, Exception)]
 
     def _prompt_ids(self, messages: Any) -> list[int]:
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return self.prompts.ids(messages)
 
     def _sample(
         self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int, validates: bool = False
@@ -226,7 +197,7 @@ class Lab:
             for length in order.lengths.values():
                 asked += [(ids, tokens_to_ask_for(length, self._response_length))] * order.candidates
         answers = iter(self._sample(self.model, [ids for ids, _ in asked], [n for _, n in asked], version))
-        samples = [self._finish(problems[index], index, ids, prefix, answers) for index, ids, prefix in started]
+        samples = [self._finish(index, ids, prefix, answers) for index, ids, prefix in started]
         seeds = [
             SampledPrefix.from_answers(
                 order, slot, length, [next(answers) for _ in range(order.candidates)], self._prompt_ids(order.messages)
@@ -234,11 +205,13 @@ class Lab:
             for order in orders
             for slot, length in order.lengths.items()
         ]
-        return samples, [problems[index] for index, _, _ in started], seeds
+        asked_of = [problems[index] for index, _, _ in started]
+        graded = self._grade(asked_of, [sample.response_ids for sample in samples])
+        samples = [replace(sample, reward=told["score"]) for sample, told in zip(samples, graded, strict=True)]
+        return samples, asked_of, seeds
 
-    def _finish(
-        self, problem: Problem, index: int, prompt_ids: list[int], prefix: Prefix | None, answers: Any
-    ) -> Sample:
+    def _finish(self, index: int, prompt_ids: list[int], prefix: Prefix | None, answers: Any) -> Sample:
+        """Put prefix and continuation together; the reward comes later."""
         ids = prefix.token_ids.tolist() if prefix is not None else []
         log_probs = prefix.log_probs.tolist() if prefix is not None else []
         versions = prefix.versions if prefix is not None else []
@@ -246,8 +219,7 @@ class Lab:
             answer = next(answers)
             ids, log_probs = ids + answer.token_ids, log_probs + answer.log_probs
             versions = versions + [answer.extra_fields["global_steps"]] * len(answer.token_ids)
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(prompt_ids, ids, versions, log_probs, self._score(problem, text), index)
+        return Sample(prompt_ids, ids, versions, log_probs, float("nan"), index)
 
     # ------------------------------------------------------------------ validation and the whole run
 
@@ -261,46 +233,43 @@ class Lab:
         asked = [ids for ids in prompts for _ in range(n)]
         answers = self._sample(self.model, asked, [self._response_length] * len(asked), step, validates=True)
         problems = [problem for problem in self.validation for _ in range(n)]
-        texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        scores = [self._score(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        graded = self._grade(problems, [answer.token_ids for answer in answers])
         if self.config.trainer.get("validation_data_dir"):
             folder = Path(self.config.trainer.validation_data_dir)
             folder.mkdir(parents=True, exist_ok=True)
             inputs = [self.tokenizer.decode(ids) for ids in asked]
+            texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
+            scores = [told["score"] for told in graded]
             rows = pd.DataFrame({"input": inputs, "output": texts, "score": scores, "step": step})
             rows.to_json(folder / f"{step}.jsonl", orient="records", lines=True)
-        correct = (np.array(scores) > 0).reshape(-1, n).sum(axis=1)
         surprise = [value for answer in answers for value in answer.log_probs]
-        source = self.validation[0].data_source
-        metrics = {
-            f"val-core/{source}/acc/mean@{n}": correct.mean() / n,
+        return {
+            **accuracy_metrics(self.validation, graded, n),
             "soup/val/greedy": self._greedy(prompts),
             "soup/val/entropy": -float(np.mean(surprise)),
         }
-        for k in (k for k in PASS_AT if k <= n):
-            metrics[f"soup/val/{source}/pass@{k}"] = mean_pass_at_k([(n, int(hits)) for hits in correct], k)
-        return metrics
 
     def _validated(self, step: int) -> dict[str, float]:
         metrics = self.validate(step)
-        self.source.validated(step, next(iter(metrics.values())))
+        self.source.validated(step, validation_accuracy({step: metrics})[step])
         return metrics
 
     def _greedy(self, prompts: list[list[int]]) -> float:
         """Accuracy of the most probable tokens: sampled at a temperature at which nothing else is left."""
         limits, eos = [self._response_length] * len(prompts), self.tokenizer.eos_token_id
         answers = sample(self.model, prompts, limits, 0, NO_TEMPERATURE, eos, torch.Generator())
-        texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        return float(np.mean([self._score(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
+        graded = self._grade(self.validation, [answer.token_ids for answer in answers])
+        return float(np.mean([correctness(told) > 0 for told in graded]))
 
     def fit(self) -> None:
         """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""
         trainer = self.config.trainer
-        if "file" in trainer.logger:
+        named = trackers(self.config)
+        if "file" in named:
             keep_earlier_metrics(metrics_file(self.config), resumed_at=self.first_step - 1)
         # Not on the console, where the progress bar is.
-        trackers = [name for name in trainer.logger if name != "console"]
-        tracking = Tracking(trainer.project_name, trainer.experiment_name, trackers, config={})
+        shown = [name for name in named if name != "console"]
+        tracking = Tracking(trainer.project_name, trainer.experiment_name, shown, config={})
         # Not again where a run goes on: a validation draws from the generator that training samples come from.
         if trainer.val_only or (trainer.val_before_train and self.first_step == 1):
             tracking.log(self._validated(self.first_step - 1), step=self.first_step - 1)

@@ -21,6 +21,12 @@ def metrics_file(config: DictConfig) -> Path:
     return root / config.trainer.project_name / f"{config.trainer.experiment_name}.jsonl"
 
 
+def trackers(config: DictConfig) -> list[str]:
+    """Return the names in `trainer.logger`, which may be one name."""
+    logger = config.trainer.logger
+    return [logger] if isinstance(logger, str) else list(logger)
+
+
 def metrics_of(run: Path) -> Path:
     """Find the metrics of a run that is named by its metrics file or by its folder.
 

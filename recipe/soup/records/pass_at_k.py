@@ -1,8 +1,11 @@
 """Estimate pass@k without bias."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from math import comb
 
+Group = tuple[str, str]
+"""A prompt's data source and uid."""
 PASS_AT = (1, 4, 8, 16)
 """Values of k in metrics and tables."""
 
@@ -37,3 +40,24 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
         counts: number of samples and of correct samples of each problem.
     """
     return sum(pass_at_k(samples, correct, k) for samples, correct in counts) / len(counts)
+
+
+def pass_metrics(scores: Iterable[tuple[Group, float]], expected: dict[Group, int]) -> dict[str, float]:
+    """`soup/val/<data source>/pass@k` over prompts, for each k of `PASS_AT` that all of them have samples for.
+
+    Args:
+        scores: of each sample; above 0 is correct. (verl's `best@k` is a bootstrap of the mean of the best score.)
+        expected: samples of each prompt; those that failed to arrive count as wrong.
+    """
+    correct: dict[Group, int] = dict.fromkeys(expected, 0)
+    for group, score in scores:
+        correct[group] += score > 0
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for group, hits in correct.items():
+        counts[group[0]].append((expected[group], hits))
+    return {
+        f"soup/val/{source}/pass@{k}": mean_pass_at_k(prompts, k)
+        for source, prompts in counts.items()
+        for k in PASS_AT
+        if k <= min(samples for samples, _ in prompts)
+    }

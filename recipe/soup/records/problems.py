@@ -1,32 +1,32 @@
-"""Read problems from parquet files in verl's columns."""
+"""What a row of a dataset in verl's columns asks, and whether a graded response is right."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a dataset in verl's columns."""
+    """One row.
+
+    Attributes:
+        messages: of the chat that ends with the question.
+        row: all columns; verl hands them to a reward.
+    """
 
     messages: list[dict[str, str]]
-    data_source: str
-    ground_truth: Any
-    extra_info: Any
+    row: dict[str, Any]
+
+    @property
+    def data_source(self) -> str:
+        return self.row["data_source"]
+
+    @property
+    def ground_truth(self) -> Any:
+        return self.row["reward_model"]["ground_truth"]
 
 
-def read_problems(files: Any, limit: int = -1) -> list[Problem]:
-    """Read the rows of parquet files, at most `limit` of them (-1: all)."""
-    names = [files] if isinstance(files, str | Path) else list(files)
-    rows = pd.concat([pd.read_parquet(Path(name).expanduser()) for name in names])
-    return problems_of((rows if limit < 0 else rows.head(limit)).to_dict("records"))
-
-
-def problems_of(rows: list[Any]) -> list[Problem]:
-    """Make problems of rows in verl's columns."""
-    return [
-        Problem(list(row["prompt"]), row["data_source"], row["reward_model"]["ground_truth"], row.get("extra_info"))
-        for row in rows
-    ]
+def correctness(graded: Mapping[str, Any]) -> float:
+    """Return `acc` where a reward tells it, else its `score`; above 0 is right."""
+    told = graded.get("acc")
+    return float(graded["score"] if told is None else told)

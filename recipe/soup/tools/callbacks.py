@@ -8,7 +8,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.records.metrics_file import metrics_file
+from recipe.soup.records.metrics_file import metrics_file, trackers
 
 FOLDERS = {
     "samples": "trainer.rollout_data_dir",
@@ -34,7 +34,7 @@ class ShowResult(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         path = metrics_file(config)
         # On a cluster the trainer may have written them on another node.
-        written = "file" in config.trainer.logger and _written_since(path, self._began)
+        written = "file" in trackers(config) and _written_since(path, self._began)
         if job_return.status is not JobStatus.COMPLETED or not written:
             return
         from recipe.soup.tools.plot import draw_run

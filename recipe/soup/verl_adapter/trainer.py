@@ -15,7 +15,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 
 from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
-from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file
+from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers
 from recipe.soup.run_settings import run_settings
 from recipe.soup.verl_adapter.dump import DumpStage
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
@@ -86,7 +86,7 @@ class SoupStages(PromptStage, UpdateStage, ValidationStage, DumpStage):
             f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_manager.reward_loop_workers)
         }
         others = graders | transfer_queue_actors(self.config.transfer_queue)
-        if "file" in self.config.trainer.logger:
+        if "file" in trackers(self.config):
             keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
         try:
             with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents, others):

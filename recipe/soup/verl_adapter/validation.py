@@ -1,40 +1,14 @@
 """What we add to verl's validation, which is never mixed: unbiased pass@k, entropy, and samples in the trackers."""
 
-from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 from transfer_queue import KVBatchMeta
 
 from recipe.soup.records.metrics_file import validation_accuracy
-from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
+from recipe.soup.records.pass_at_k import pass_metrics
 from recipe.soup.verl_adapter.marked_samples import MarkedGenerations
 from recipe.soup.verl_adapter.step_state import Stage, Surprise
 from recipe.soup.verl_adapter.transfer_queue import fetch
-
-Group = tuple[str, str]
-"""A prompt's data source and uid."""
-
-
-def pass_metrics(scores: Iterable[tuple[Group, float]], expected: dict[Group, int]) -> dict[str, float]:
-    """`soup/val/<data source>/pass@k` over prompts, for each k of `PASS_AT` that all of them have samples for.
-
-    Args:
-        scores: of each sample; above 0 is correct. (verl's `best@k` is a bootstrap of the mean of the best score.)
-        expected: samples of each prompt; those that failed to arrive count as wrong.
-    """
-    correct: dict[Group, int] = dict.fromkeys(expected, 0)
-    for group, score in scores:
-        correct[group] += score > 0
-    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for group, hits in correct.items():
-        counts[group[0]].append((expected[group], hits))
-    return {
-        f"soup/val/{source}/pass@{k}": mean_pass_at_k(prompts, k)
-        for source, prompts in counts.items()
-        for k in PASS_AT
-        if k <= min(samples for samples, _ in prompts)
-    }
 
 
 class ValidationStage(Stage):

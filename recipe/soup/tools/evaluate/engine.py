@@ -8,11 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from recipe.soup.errors import first_line, refuse
 from verl_ext.cpu import CPU_ENV
 from verl_ext.cpu.vllm_distribution import CPU_BUILD
-
-Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,7 @@ class Engine:
         tensor_parallel_size: number of GPUs that share the model.
         max_tokens: limit of a response.
         sampling: vLLM's SamplingParams: n, temperature, top_p, seed.
-        conversations: all that will be asked; their length decides how much memory is needed.
-
-    Raises:
-        SystemExit: the model cannot be loaded, or its tokenizer has no chat template.
+        longest: tokens of the longest prompt; they decide how much memory is needed.
     """
 
     def __init__(
@@ -57,7 +51,7 @@ class Engine:
         tensor_parallel_size: int,
         max_tokens: int,
         sampling: dict[str, Any],
-        conversations: Sequence[Conversation],
+        longest: int,
     ) -> None:
         extra: dict[str, Any] = {}
         if _is_cpu_build():
@@ -67,31 +61,20 @@ class Engine:
             # request's random generator back by an offset after a first piece, and a CPU's generator has no offset.
             extra = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
         from vllm import LLM
 
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            why = f"no model of that name can be loaded, from a folder or the hub ({first_line(error)})"
-            raise refuse("model", model, f"{why}; download it first where there is a network.") from None
-        if not self._tokenizer.chat_template:
-            raise refuse("model", model, "its tokenizer has no chat template, in which problems are asked.")
         self._max_tokens, self._sampling = max_tokens, sampling
-        longest = max(len(self._ids(messages)) for messages in conversations)
         context = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", longest + max_tokens)
         # A long context asks for more memory than these samples need.
         self._room = min(context, longest + max_tokens)
         self._llm = LLM(model, tensor_parallel_size=tensor_parallel_size, max_model_len=self._room, **extra)
 
-    def _ids(self, messages: Conversation) -> list[int]:
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-
-    def sample(self, conversations: Sequence[tuple[int, Conversation]]) -> Iterator[tuple[int, list[Any]]]:
-        """Sample all answers to each conversation; yields them in the order in which they are done.
+    def sample(self, prompts: Sequence[tuple[int, list[int]]]) -> Iterator[tuple[int, list[Any]]]:
+        """Sample all answers to each prompt; yields them in the order in which they are done.
 
         Args:
-            conversations: for each problem its number and its messages.
+            prompts: for each problem its number and its prompt's token ids.
 
         Yields:
             the problem's number, and vLLM's `n` outputs: `text`, `token_ids` and `finish_reason` ("stop", or "length"
@@ -101,8 +84,7 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         engine = self._llm.llm_engine
-        for number, messages in conversations:
-            ids = self._ids(messages)
+        for number, ids in prompts:
             if len(ids) >= self._room:
                 yield number, [NoRoom()] * self._sampling["n"]
                 continue

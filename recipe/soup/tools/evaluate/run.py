@@ -8,15 +8,19 @@ import pandas as pd
 from tqdm import tqdm
 
 from recipe.soup.errors import refuse
-from recipe.soup.mathematics.datasets import DATASETS, load
-from recipe.soup.records.problems import Problem, problems_of, read_problems
+from recipe.soup.mathematics.datasets import DATASETS
+from recipe.soup.records.problems import Problem
 from recipe.soup.tools.evaluate.checkpoint import loadable, weights_fingerprint
-from recipe.soup.tools.evaluate.samples import Row, add_problem, facts, open_samples
+from recipe.soup.tools.evaluate.grading import grade_missing
+from recipe.soup.tools.evaluate.inputs import KEYS, check_arguments, config_of, read_data
+from recipe.soup.tools.evaluate.samples import Row, add_problem, open_samples, sampled
 from recipe.soup.tools.evaluate.table import write_table
-from recipe.soup.verl_adapter.probes import load_reward, source_of
+from recipe.soup.verl_adapter.grader import Grader
+from recipe.soup.verl_adapter.problems import Prompts
 
 EXAMPLES = """examples:
   soup-verl eval Qwen/Qwen3-1.7B math500 amc23 --samples 16
+  soup-verl eval Qwen/Qwen3-1.7B math500 +data.apply_chat_template_kwargs.enable_thinking=false
   soup-verl eval runs/countdown/soup/checkpoints/global_step_80 examples/countdown/data/val.parquet \\
       --reward pkg://examples.countdown.reward --max-tokens 24
 """
@@ -26,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `soup-verl eval`."""
     add = parser.add_argument
     add("model", help="checkpoint of verl (global_step_N), Hugging Face folder, or name on the hub")
-    add("data", nargs="+", help=f"{', '.join(DATASETS)}; or parquet files in verl's columns")
+    names = f"{', '.join(DATASETS)}; or parquet, json or jsonl files in verl's columns"
+    add("data", nargs="+", help=f"{names}. And key=value, for {', '.join(f'{key}*' for key in KEYS)} of verl's config")
     add("--samples", type=int, default=16, help="for each problem (default 16)")
     add("--temperature", type=float, default=1.0, help="0 for the most probable tokens (default 1)")
     add("--top-p", type=float, default=1.0, help="default 1")
@@ -35,75 +40,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--gpus", type=int, default=1, help="that share the model: vLLM's tensor_parallel_size (default 1)")
     add("--reward", default="pkg://recipe.soup.mathematics.reward", help="FILE.py or pkg://MODULE with compute_score")
+    add("--regrade", action="store_true", help="grade all samples anew, e.g. by another reward; none is sampled again")
     add("--out", type=Path, help="folder (default: runs/eval/<model>); a run that was killed goes on there")
 
 
-def read_data(name: str, limit: int) -> tuple[str, list[Problem]]:
-    """Read a dataset by its name or its file; returns what to call it, and its problems."""
-    if name in DATASETS:
-        problems = problems_of(load(name))
-    elif Path(name).suffix == ".parquet" and Path(name).exists():
-        problems = read_problems(name)
-    else:
-        raise refuse("data", name, f"no such parquet file, and none of {', '.join(DATASETS)}.")
-    return Path(name).stem, problems if limit < 0 else problems[:limit]
+def evaluate(args: argparse.Namespace) -> None:
+    """Sample, grade, and write the table; what is there already is neither sampled nor graded again."""
+    check_arguments(args)
+    overrides = [given for given in args.data if "=" in given and not Path(given).exists()]
+    model, out = loadable(args.model), args.out or folder_of(args.model)
+    config = config_of(args, model, overrides)
+    grader, prompts = Grader(config), Prompts(config)
+    datasets: dict[str, list[Problem]] = {}
+    for given in (given for given in args.data if given not in overrides):
+        name, problems = read_data(given, args.limit, config, prompts)
+        if name in datasets:
+            raise refuse("data", given, f"a second dataset called {name}; evaluate it by a command of its own.")
+        grader.require_columns(problems, "data", given)
+        datasets[name] = problems
+    if not datasets:
+        raise refuse("data", " ".join(args.data), f"no dataset among them; give {', '.join(DATASETS)} or a file.")
+    sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+    asked = {"model": args.model, **sampling, "max_tokens": args.max_tokens}
+    asked |= {"overrides": " ".join(overrides)} if overrides else {}
+    weights = {"weights": weights_fingerprint(model)}
+    reward = {"reward": config.reward.custom_reward_function.path, "reward_source": grader.source()}
+    if args.regrade:
+        for name in datasets:
+            (out / f"{name}.jsonl").unlink(missing_ok=True)
+    done = {  # before anything is sampled, since another reward is refused
+        name: open_samples(out / f"{name}.jsonl", {**asked, **weights, **reward}, args.samples, problems)
+        for name, problems in datasets.items()
+    }
+    samples = {
+        name: open_samples(out / f"{name}.samples.jsonl", {**asked, **weights}, args.samples, problems)
+        for name, problems in datasets.items()
+    }
+    sample_missing(args, model, sampling, datasets, prompts, samples, out)
+    for name, problems in datasets.items():
+        grade_missing(grader, name, problems, samples[name], done[name], out)
+    tables = {name: pd.DataFrame([row for rows in done[name].values() for row in rows]) for name in datasets}
+    for path in write_table(tables, {**asked, "reward": reward["reward"]}, out):
+        print(path)
+
+
+def sample_missing(
+    args: argparse.Namespace,
+    model: str,
+    sampling: dict[str, Any],
+    datasets: dict[str, list[Problem]],
+    prompts: Prompts,
+    samples: dict[str, dict[int, list[Row]]],
+    out: Path,
+) -> None:
+    """Sample what is not on disk yet; each problem's samples are written as soon as they are there."""
+    missing = {
+        name: [(i, prompts.ids(problem.messages)) for i, problem in enumerate(problems) if i not in samples[name]]
+        for name, problems in datasets.items()
+    }
+    if not any(missing.values()):
+        return
+    from recipe.soup.tools.evaluate.engine import Engine  # vLLM takes long to load
+
+    longest = max(len(ids) for asked in missing.values() for _, ids in asked)
+    engine = Engine(model, args.gpus, args.max_tokens, sampling, longest)
+    for name, asked in missing.items():
+        answers = engine.sample(asked)
+        for i, outputs in tqdm(answers, total=len(asked), desc=f"{name}: sampling", unit="problem"):
+            samples[name][i] = [sampled(i, datasets[name][i], output) for output in outputs]
+            add_problem(out / f"{name}.samples.jsonl", samples[name][i])
+    engine.close()
 
 
 def folder_of(model: str) -> Path:
     """Return the default folder of an evaluation: under `runs/eval`, named after what tells the model from others."""
     parts = [part for part in Path(model).parts if part not in ("/", "..", "~", "runs", "checkpoints")]
     return Path("runs") / "eval" / "-".join(parts)
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Sample, grade, and write the table; what is there already is not sampled again."""
-    if args.temperature == 0 and args.samples > 1:
-        raise refuse("--samples", args.samples, "at temperature 0 all samples are equal; give --samples 1.")
-    reward = load_reward(args.reward)
-    datasets: dict[str, list[Problem]] = {}
-    for given in args.data:
-        name, problems = read_data(given, args.limit)
-        if name in datasets:
-            raise refuse("data", given, f"a second dataset called {name}; evaluate it by a command of its own.")
-        datasets[name] = problems
-    model, out = loadable(args.model), args.out or folder_of(args.model)
-    sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
-    shown = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
-    settings = {**shown, "weights": weights_fingerprint(model), "reward_source": source_of(reward)}
-    found = {
-        name: open_samples(out / f"{name}.jsonl", settings, args.samples, problems)
-        for name, problems in datasets.items()
-    }
-    missing = {
-        name: [(i, problem) for i, problem in enumerate(problems) if i not in found[name]]
-        for name, problems in datasets.items()
-    }
-    if any(missing.values()):
-        from recipe.soup.tools.evaluate.engine import Engine  # vLLM takes long to load
-
-        asked = [problem.messages for problems in missing.values() for _, problem in problems]
-        engine = Engine(model, args.gpus, args.max_tokens, sampling, asked)
-        for name, problems in missing.items():
-            answers = engine.sample([(i, problem.messages) for i, problem in problems])
-            known = dict(problems)
-            for i, outputs in tqdm(answers, total=len(problems), desc=name, unit="problem"):
-                rows = [graded(known[i], i, output, reward(known[i], output.text)) for output in outputs]
-                add_problem(out / f"{name}.jsonl", rows)
-                found[name][i] = rows
-        engine.close()
-    tables = {name: pd.DataFrame([row for rows in found[name].values() for row in rows]) for name in datasets}
-    for path in write_table(tables, shown, out):
-        print(path)
-
-
-def graded(problem: Problem, number: int, output: Any, score: dict[str, Any]) -> Row:
-    """Make one line of the samples; names are those of verl's dumps where they have one."""
-    return {
-        "problem": number,
-        **facts(problem),
-        "output": output.text,
-        "acc": float(score["score"] > 0),
-        **score,
-        "tokens": len(output.token_ids),
-        "finish_reason": output.finish_reason,
-    }

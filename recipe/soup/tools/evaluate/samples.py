@@ -6,17 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipe.soup.errors import refuse
 from recipe.soup.records.json_lines import read_json_lines
-from recipe.soup.records.problems import Problem
+from recipe.soup.records.problems import Problem, correctness
 
 Row = dict[str, Any]
-"""A sample: problem, input, output, score, tokens, finish_reason, and what else its reward function returned."""
+"""A sample: problem, input, gts, output, tokens, finish_reason; graded: acc, score, and what else its reward told."""
 
 
 def facts(problem: Problem) -> Row:
     """Return what tells a problem from others, under the names of verl's dumps."""
-    return {"input": problem.messages[-1]["content"], "gts": str(problem.ground_truth)}
+    truth = problem.row.get("reward_model") or {}
+    return {"input": problem.messages[-1]["content"], "gts": str(truth.get("ground_truth"))}
+
+
+def sampled(number: int, problem: Problem, output: Any) -> Row:
+    """Make one line of the samples; names are those of verl's dumps where they have one."""
+    said = {"output": output.text, "tokens": len(output.token_ids), "finish_reason": output.finish_reason}
+    return {"problem": number, **facts(problem), **said}
+
+
+def graded(row: Row, score: dict[str, Any]) -> Row:
+    """Add what a reward told; what has the name of one of our columns gets `reward_` before it."""
+    told = {f"reward_{key}" if key in row else key: value for key, value in score.items()}
+    return {**row, **told, "acc": correctness(score)}
 
 
 def open_samples(
@@ -38,7 +53,8 @@ def open_samples(
         earlier = json.loads(beside.read_text())
         for key, value in settings.items():
             if earlier.get(key) != value:
-                raise refuse(key, value, f"{path} was begun with {earlier.get(key)}; give another --out, or delete it.")
+                cure = "--regrade" if key.startswith("reward") else "another --out, or delete it"
+                raise refuse(key, value, f"{path} was begun with {earlier.get(key)}; give {cure}.")
     beside.write_text(json.dumps(settings, indent=1))
     found: dict[int, list[Row]] = defaultdict(list)
     for row in read_json_lines(path) if path.exists() else []:
@@ -61,5 +77,11 @@ def add_problem(path: Path, rows: list[Row]) -> None:
 
 
 def _lines(rows: list[Row]) -> str:
-    # Rewards may have NumPy's scalars.
-    return "".join(json.dumps(row, ensure_ascii=False, default=lambda value: value.item()) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """What rewards tell besides numbers and texts."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)

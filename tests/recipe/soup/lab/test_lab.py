@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -217,6 +218,57 @@ def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_envi
             <= metrics["soup/val/countdown/pass@4"]
             <= metrics["soup/val/countdown/pass@16"]
         )
+
+
+def test_what_verl_takes_the_lab_takes(
+    composed: Any, tmp_path: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One logger's name, no seed, lines of JSON under other names, a reward in another order, two data sources."""
+    monkeypatch.chdir(tmp_path)
+    rows = pd.read_parquet(countdown_dir / "data/val.parquet").head(16).to_dict("records")
+    renamed = [{**row, "data_source": "ab"[i % 2], "question": row.pop("prompt")} for i, row in enumerate(rows)]
+    pd.DataFrame(renamed).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    (tmp_path / "reward.py").write_text(
+        "def compute_score(ground_truth, solution_str, weight, **rest):\n"
+        "    assert rest['extra_info'] is not None\n"
+        "    return {'score': weight * (1.0 if solution_str[:1] == '3' else -1.0), 'acc': 0.25}\n"
+    )
+    config = example(
+        composed,
+        "trainer.logger=file",
+        "data.seed=null",
+        f"data.train_files={tmp_path}/rows.jsonl",
+        f"data.val_files={tmp_path}/rows.jsonl",
+        "data.prompt_key=question",
+        f"reward.custom_reward_function.path={tmp_path}/reward.py",
+        "+reward.custom_reward_function.reward_kwargs.weight=2",
+        "trainer.total_training_steps=2",
+    )
+    config.trainer.test_freq = 2
+    Lab(config).fit()
+    [path] = tmp_path.rglob("soup.jsonl")
+    metrics = read_metrics(path)
+    assert sorted(metrics) == [0, 1, 2]
+    assert -2 <= metrics[1]["critic/score/mean"] <= 2
+    for source in "ab":
+        assert metrics[2][f"val-core/{source}/acc/mean@16"] == 0.25
+        assert metrics[2][f"soup/val/{source}/pass@16"] == 1
+
+
+def test_no_steps_are_no_steps(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in verl, which validates and ends."""
+    monkeypatch.chdir(tmp_path)
+    lab = Lab(example(composed, "trainer.total_training_steps=0", "trainer.logger=[]"))
+    monkeypatch.setattr(Lab, "step", None)
+    assert lab.last_step == 0
+    lab.fit()
+
+
+def test_a_reward_that_fails_is_told_with_what_it_was_given(composed: Any, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def compute_score(**given): return float('nan')\n")
+    lab = Lab(example(composed, f"reward.custom_reward_function.path={tmp_path}/reward.py"))
+    with pytest.raises(SystemExit, match=r"The reward failed: the reward is nan, .* It was given '.*', to '"):
+        lab.step(1)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.countdown.reward import compute_score
 from recipe.soup.records.majority import majority_at_k
-from recipe.soup.records.problems import Problem, read_problems
+from recipe.soup.records.problems import Problem
 from recipe.soup.tools import cli
 from recipe.soup.tools.evaluate import engine as engine_module
 from recipe.soup.tools.evaluate.checkpoint import loadable, weights_fingerprint
@@ -45,8 +45,9 @@ class ScriptedEngine:
     def __init__(self, *args: Any) -> None:
         type(self).asked = []
 
-    def sample(self, conversations: list[tuple[int, Any]]) -> Any:
-        for done, (number, _) in enumerate(conversations):
+    def sample(self, prompts: list[tuple[int, list[int]]]) -> Any:
+        for done, (number, ids) in enumerate(prompts):
+            assert all(isinstance(token, int) for token in ids)
             if done == self.kill_after:
                 raise KeyboardInterrupt
             self.asked.append(number)
@@ -84,7 +85,9 @@ def test_a_killed_evaluation_goes_on(scripted: Path, tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, *argv)
     path = tmp_path / "out/val.jsonl"
-    path.write_text(path.read_text()[:-10])  # the kill came while the last line was written
+    assert not path.exists()  # nothing is graded before everything is sampled
+    sampled = tmp_path / "out/val.samples.jsonl"
+    sampled.write_text(sampled.read_text()[:-10])  # the kill came while the last line was written
     monkeypatch.setattr(ScriptedEngine, "kill_after", 10**9)
     run(monkeypatch, *argv)
     assert ScriptedEngine.asked == [5, 6, 7, 8, 9]
@@ -107,14 +110,18 @@ def test_a_killed_evaluation_goes_on(scripted: Path, tmp_path: Path, monkeypatch
     run(monkeypatch, *argv)  # a third time: everything is there, nothing is loaded
     run(monkeypatch, *argv[:-6], "--limit", "3", *argv[-4:])
     assert "| val | 3 | 12 |" in (tmp_path / "out/report.md").read_text()
-    scripted.write_text(scripted.read_text() + "# graded otherwise now\n")
-    with pytest.raises(SystemExit, match=r"reward_source=.* was begun with"):
+    run(monkeypatch, *argv)
+    scripted.write_text(scripted.read_text().replace("problem % 5", "0"))
+    with pytest.raises(SystemExit, match=r"reward_source=.* was begun with .*; give --regrade"):
         run(monkeypatch, *argv)
+    run(monkeypatch, *argv, "--regrade")  # no engine is there, so nothing is sampled
+    assert {json.loads(line)["acc"] for line in path.read_text().splitlines()} == {0.0}
     assert (tmp_path / "out/pass_at_k.png").stat().st_size > 1000
 
 
 def problem(text: str, answer: str = "1") -> Problem:
-    return Problem([{"role": "user", "content": text}], "x", answer, {})
+    row = {"data_source": "x", "reward_model": {"ground_truth": answer}}
+    return Problem([{"role": "user", "content": text}], row)
 
 
 def row(number: int, of: Problem, output: str = "") -> dict[str, Any]:
@@ -255,23 +262,117 @@ def test_greedy_with_vllm_is_greedy_with_transformers(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(COUNTDOWN / "base_model")
     model: Any = AutoModelForCausalLM.from_pretrained(COUNTDOWN / "base_model")
     assert sorted(row["problem"] for row in rows) == list(range(6))
-    for row, problem in zip(sorted(rows, key=lambda row: row["problem"]), read_problems(VALIDATION, 6), strict=True):
-        assert row["input"] == problem.messages[0]["content"]
+    problems = pd.read_parquet(VALIDATION).head(6).to_dict("records")
+    for row, problem in zip(sorted(rows, key=lambda row: row["problem"]), problems, strict=True):
+        assert row["input"] == problem["prompt"][0]["content"]
         ids = tokenizer(row["input"], return_tensors="pt")["input_ids"]
         output = model.generate(ids, attention_mask=ids > -1, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
         assert row["output"] == tokenizer.decode(output, skip_special_tokens=True)
         assert row["tokens"] == len(output)
-        assert row["score"] == compute_score("countdown", row["output"], problem.ground_truth)
+        assert row["score"] == compute_score("countdown", row["output"], problem["reward_model"]["ground_truth"])
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["x/y", "nothing.parquet"], "data=nothing.parquet: no such parquet file, and none of math500"),
-        (["x/y", "math500", "--temperature", "0"], "--samples=16: at temperature 0 all samples are equal"),
-        (["x/y", "math500", "--reward", "pkg://no.such.module"], "reward=pkg://no.such.module:compute_score: cannot"),
+        (["nothing.parquet"], "data=nothing.parquet: no such .parquet, .json, .jsonl file, and none of math500"),
+        (["data.prompt_key=prompt"], "data=data.prompt_key=prompt: no dataset among them"),
+        (["VAL", "trainer.logger=file"], "data=trainer.logger=file: neither a dataset nor a key under data., reward."),
+        (["VAL", "data.prompt=x"], r"data.prompt=x: .*data.prompt"),
+        (["VAL", "data.prompt_key=question"], r"data.val_files=.*cannot be read \('question'\)"),
+        (["VAL", "--temperature", "0"], "--samples=16: at temperature 0 all samples are equal"),
+        (["VAL", "--temperature", "nan"], "--temperature=nan: give 0 or more"),
+        (["VAL", "--samples", "0"], "--samples=0: give 1 or more"),
+        (["VAL", "--max-tokens", "-1"], "--max-tokens=-1: give 1 or more"),
+        (["VAL", "--gpus", "0"], "--gpus=0: give 1 or more"),
+        (["VAL", "--top-p", "0"], "--top-p=0.0: give a number above 0"),
+        (["VAL", "--limit", "0"], "--limit=0: no problem would be left"),
+        (["VAL", "--reward", "pkg://no.such.module"], "pkg://no.such.module:compute_score: cannot be loaded"),
     ],
 )
-def test_refusals(argv: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_come_before_vllm_loads(argv: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "Engine", None)
     with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, str(COUNTDOWN / "base_model"), *(str(VALIDATION) if part == "VAL" else part for part in argv))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward_model": None}, "data=.*: a row lacks reward_model.ground_truth"),
+        ({"prompt": "3 5 7=22:"}, "a prompt is no list of messages"),
+        ("empty", "has no rows|cannot be read"),
+    ],
+)
+def test_data_that_cannot_be_asked_or_graded(
+    change: Any, message: str, scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pd.read_parquet(VALIDATION).head(3).to_dict("records")
+    kept = [] if change == "empty" else [{**row, **change} for row in rows]
+    pd.DataFrame(kept, columns=list(rows[0])).to_parquet(tmp_path / "odd.parquet")
+    monkeypatch.setattr(engine_module, "Engine", None)
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, str(COUNTDOWN / "base_model"), str(tmp_path / "odd.parquet"), "--reward", str(scripted))
+
+
+ODD = "import numpy as np\ndef compute_score(solution_str, **rest):\n    return {}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("np.bool_(True)", {"score": 1.0, "acc": 1.0}),
+        ("{'score': 0.5, 'parts': np.array([1.0, 2.0])}", {"score": 0.5, "acc": 0.5, "parts": [1.0, 2.0]}),
+        ("{'score': 1.0, 'seen': {2, 1}, 'why': None}", {"seen": [1, 2], "why": None}),
+        ("{'score': 1, 'problem': 99, 'output': 'x', 'tokens': 'abc'}", {"reward_problem": 99, "reward_tokens": "abc"}),
+    ],
+)
+def test_whatever_a_reward_tells_is_written(
+    value: str, told: dict[str, Any], scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted.write_text(ODD.replace("{}", value, 1))
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "2"]
+    run(monkeypatch, *argv, "--reward", str(scripted), "--out", str(tmp_path / "out"))
+    rows = [json.loads(line) for line in (tmp_path / "out/val.jsonl").read_text().splitlines()]
+    assert [(row["problem"], row["output"], row["tokens"]) for row in rows] == [
+        (p, f"{p}:{i}", 5) for p in range(2) for i in range(4)
+    ]
+    assert all(row.items() >= told.items() for row in rows)
+
+
+def test_a_reward_that_fails_loses_no_sample(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = scripted.read_text()
+    scripted.write_text(good.replace("    right", "    assert problem != 1, 'not this one'\n    right"))
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "3"]
+    argv += ["--reward", str(scripted), "--out", str(tmp_path / "out")]
+    with pytest.raises(
+        SystemExit, match=r"the reward failed on 4 samples, first on '1:0' \(problem 1\): AssertionError: not this one"
+    ):
         run(monkeypatch, *argv)
+    assert len((tmp_path / "out/val.samples.jsonl").read_text().splitlines()) == 12
+    assert not (tmp_path / "out/report.md").exists()  # a table without them would be of other problems
+    scripted.write_text(good)
+    monkeypatch.setattr(engine_module, "Engine", None)
+    run(monkeypatch, *argv, "--regrade")
+    assert "| val | 3 | 12 |" in (tmp_path / "out/report.md").read_text()
+
+
+def test_prompts_are_built_as_in_training(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, list[Any]] = {}
+
+    def sample(self: Any, prompts: list[tuple[int, list[int]]]) -> Any:
+        asked[name] = prompts
+        yield from original(self, prompts)
+
+    original = ScriptedEngine.sample
+    monkeypatch.setattr(ScriptedEngine, "sample", sample)
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "1", "--reward", str(scripted)]
+    template = "actor_rollout_ref.model.custom_chat_template='{% if thinks %}2 {% endif %}{{ messages[0].content }}'"
+    for name, overrides in {
+        "plain": (template,),
+        "thinking": (template, "+data.apply_chat_template_kwargs.thinks=true"),
+    }.items():
+        run(monkeypatch, *argv[:2], *overrides, *argv[2:], "--out", str(tmp_path / name))
+    [(_, plain)], [(_, thinking)] = asked["plain"], asked["thinking"]
+    assert thinking[-len(plain) :] == plain
+    assert len(thinking) > len(plain)

@@ -1,0 +1,88 @@
+"""Problems and prompts for drivers that are not verl's trainer: read by verl's dataset, built by verl's builder."""
+
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+from omegaconf import DictConfig
+
+from recipe.soup.errors import first_line, refuse, root_cause
+from recipe.soup.records.problems import Problem
+
+Messages = Sequence[dict[str, str]]
+COLUMNS = "give a parquet, json or jsonl file with verl's columns"
+
+
+class Prompts:
+    """A model's tokenizer and chat template, as verl's agent loops use them.
+
+    Args:
+        config: verl's whole config: `actor_rollout_ref.model` and `data`.
+
+    Attributes:
+        tokenizer: with verl's padding token and the template of `custom_chat_template`, if there is one.
+
+    Raises:
+        SystemExit: no model can be read there, or it has no chat template; one sentence.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        from verl.utils.config import omega_conf_to_dataclass
+        from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+        key, path = "actor_rollout_ref.model.path", config.actor_rollout_ref.model.path
+        try:
+            model: Any = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+        except Exception as error:  # Hydra's, around whatever transformers raises
+            why = f"no model can be read from there, a folder or the hub ({first_line(root_cause(error))})"
+            raise refuse(key, path, f"{why}; download it first where there is a network.") from None
+        self.tokenizer: Any = model.tokenizer
+        if not self.tokenizer.chat_template:
+            why = "its tokenizer has no chat template, in which problems are asked"
+            raise refuse(key, path, f"{why}; give one as actor_rollout_ref.model.custom_chat_template.")
+        self._builder = create_continuous_token_builder(
+            self.tokenizer,
+            hf_model_type=model.hf_config.model_type,
+            chat_template_kwargs=config.data.get("apply_chat_template_kwargs") or {},
+        )
+
+    def ids(self, messages: Messages) -> list[int]:
+        """Build the token ids of a prompt."""
+        return self._builder.build_initial_tokens(list(messages))
+
+
+def read_problems(config: DictConfig, key: str, tokenizer: Any) -> list[Problem]:
+    """Read a dataset as verl does: its formats, `data.prompt_key`, a dataset class of the user's own, filters, limits.
+
+    Args:
+        config: verl's whole config.
+        key: `train` or `val`, of `data.{key}_files` and `data.{key}_max_samples`.
+        tokenizer: counts the tokens of prompts, if `data.filter_overlong_prompts` is on.
+
+    Raises:
+        SystemExit: the files cannot be read, have no rows, or rows without messages; one sentence.
+    """
+    from verl.trainer.ppo.utils import create_rl_dataset
+
+    files, limit = config.data[f"{key}_files"], config.data.get(f"{key}_max_samples", -1)
+    where = f"data.{key}_files"
+    try:
+        with redirect_stdout(StringIO()):  # how many rows, for each file
+            dataset: Any = create_rl_dataset(files, config.data, tokenizer, None, key == "train", limit)
+            rows = [dataset[i] for i in range(len(dataset))]
+    except Exception as error:  # of many kinds: formats, columns, a class of the user's own
+        raise refuse(where, files, f"cannot be read ({first_line(root_cause(error))}); {COLUMNS}.") from error
+    if not rows:
+        raise refuse(where, files, f"has no rows, or none that passes the filters of `data`; {COLUMNS}.")
+    return [Problem(_messages(row, where, files), row) for row in rows]
+
+
+def _messages(row: dict[str, Any], key: str, files: Any) -> list[dict[str, str]]:
+    messages = row["raw_prompt"]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        why = f"a prompt is no list of messages ({str(messages)[:40]!r})"
+        raise refuse(
+            key, files, f"{why}; write [{{'role': 'user', 'content': ...}}], or name its column as data.prompt_key."
+        )
+    return messages

@@ -1,0 +1,119 @@
+"""Problems and prompts outside verl's trainer: those that its dataset and its agent loop have."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import DictConfig
+
+from recipe.soup.verl_adapter.problems import Prompts, read_problems
+
+Compose = Callable[..., DictConfig]
+ROWS = [
+    {
+        "data_source": "countdown",
+        "prompt": [{"role": "user", "content": f"{i} 5 7=22:"}],
+        "reward_model": {"style": "rule", "ground_truth": str(i)},
+    }
+    for i in range(4)
+]
+MODEL = "actor_rollout_ref.model.path"
+
+
+@pytest.fixture
+def base_model(countdown_dir: Path) -> str:
+    return f"{MODEL}={countdown_dir}/base_model"
+
+
+def written(folder: Path, suffix: str, rows: list[dict[str, Any]]) -> str:
+    path = folder / f"rows{suffix}"
+    if suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    return f"data.val_files={path}"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
+def test_every_format_that_verl_reads(suffix: str, composed: Compose, base_model: str, tmp_path: Path) -> None:
+    problems = read_problems(composed(base_model, written(tmp_path, suffix, ROWS)), "val", None)
+    assert [problem.messages for problem in problems] == [row["prompt"] for row in ROWS]
+    assert [problem.ground_truth for problem in problems] == ["0", "1", "2", "3"]
+    assert problems[0].data_source == "countdown"
+    assert problems[0].row["extra_info"] == {}  # verl's own filling
+
+
+def test_the_keys_of_data_count(composed: Compose, base_model: str, tmp_path: Path) -> None:
+    rows = [{"question" if key == "prompt" else key: value for key, value in row.items()} for row in ROWS]
+    config = composed(base_model, written(tmp_path, ".parquet", rows), "data.prompt_key=question", "data.shuffle=false")
+    config.data.val_max_samples = 2
+    assert [problem.ground_truth for problem in read_problems(config, "val", None)] == ["0", "1"]
+    config.data.filter_overlong_prompts, config.data.max_prompt_length = True, 3
+    with pytest.raises(SystemExit, match="has no rows, or none that passes the filters"):
+        read_problems(config, "val", Prompts(config).tokenizer)
+
+
+def test_a_dataset_class_of_the_users_own(composed: Compose, base_model: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from verl.utils.dataset.rl_dataset import RLHFDataset\n"
+        "class Mine(RLHFDataset):\n"
+        "    def __len__(self): return 1\n"
+    )
+    own = (f"data.custom_cls.path={path}", "data.custom_cls.name=Mine")
+    assert len(read_problems(composed(base_model, written(tmp_path, ".parquet", ROWS), *own), "val", None)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "data.val_files=.*: (has no rows|cannot be read)"),
+        ([{**row, "prompt": "3 5 7=22:"} for row in ROWS], "a prompt is no list of messages \\('3 5 7=22:'\\)"),
+        ([*ROWS, {**ROWS[0], "prompt": None}], "cannot be read|a prompt is no list of messages"),
+        ([{"question": "?"}], "cannot be read \\('?prompt'?\\)"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    rows: list[dict[str, Any]], message: str, composed: Compose, base_model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        read_problems(composed(base_model, written(tmp_path, ".parquet", rows)), "val", None)
+
+
+def test_prompts_are_the_agent_loops(composed: Compose, base_model: str) -> None:
+    """verl's own loop, up to the token ids that it would send to the engine."""
+    from types import SimpleNamespace
+
+    from verl.experimental.agent_loop.agent_loop import DictConfigWrap
+    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+    template = "{% if thinks %}2 {% endif %}{{ messages[0]['content'] }}"
+    for overrides in ((), ("+data.apply_chat_template_kwargs.thinks=true",)):
+        config = composed(base_model, *overrides)
+        config.actor_rollout_ref.model.custom_chat_template = template if overrides else None
+        ours = Prompts(config)
+        loop_class: Any = SingleTurnAgentLoop
+        loop = loop_class(
+            DictConfigWrap(config), SimpleNamespace(), ours.tokenizer, None, None, DictConfigWrap(config.data)
+        )
+        messages = ROWS[3]["prompt"]
+        theirs = loop.loop.run_until_complete(loop.ct_build_initial_tokens(messages))
+        assert ours.ids(messages) == theirs
+        assert ours.tokenizer.decode(theirs).replace(" ", "").endswith("357=22:")
+        assert ours.tokenizer.decode(theirs).startswith("2") == bool(overrides)
+
+
+def test_a_model_that_cannot_be_asked_is_refused(composed: Compose, countdown_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    with pytest.raises(SystemExit, match=rf"{MODEL}=/no/folder: no model can be read"):
+        Prompts(composed(f"{MODEL}=/no/folder"))
+    shutil.copytree(countdown_dir / "base_model", tmp_path / "bare")
+    (tmp_path / "bare/chat_template.jinja").unlink()
+    with pytest.raises(SystemExit, match=r"its tokenizer has no chat template.*custom_chat_template"):
+        Prompts(composed(f"{MODEL}={tmp_path}/bare"))
