@@ -61,6 +61,7 @@ def _check_bypass(settings: SoupSettings) -> None:
         ("prefix_gradient", settings.prefix_gradient, 0 < settings.prefix_gradient < 1),
         ("second_moment", settings.second_moment, settings.second_moment is not None),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "trainer"),
+        ("steering.cut", settings.steering.cut, settings.selection == "steered" and settings.steering.cut == "entropy"),
     ):
         if needs:
             why = "needs the trainer's forward pass, which algorithm.rollout_correction.bypass_mode=true saves."
@@ -79,6 +80,7 @@ def check_partial_rollouts(settings: SoupSettings) -> None:
         ("second_moment", settings.second_moment, settings.second_moment is None),
         ("baseline", settings.baseline, settings.baseline == "group"),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs != "trainer"),
+        ("selection", settings.selection, settings.selection != "steered"),
     ):
         if not fits:
             why = "would also change interrupted responses of the current policy; use trainer.v1.trainer_mode=soup."

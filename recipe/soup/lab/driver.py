@@ -159,6 +159,7 @@ class Lab:
                         np.array(sample.log_probs),
                         np.array(sample.versions),
                         sample.reward,
+                        batch.entropy[i, : len(sample.response_ids)].numpy(),
                     )
                     for i, sample in enumerate(samples)
                 ]

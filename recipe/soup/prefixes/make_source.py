@@ -9,6 +9,7 @@ from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.replay import ReplaySource
 from recipe.soup.prefixes.snapshot import HistoricalEngine, SnapshotSource
 from recipe.soup.prefixes.source import Fetch, PrefixSource
+from recipe.soup.prefixes.steered import SteeredSource
 from recipe.soup.settings import SoupSettings
 
 
@@ -41,5 +42,7 @@ def make_source(
     if settings.source == "snapshot":
         assert engine is not None
         return SnapshotSource(settings, facts, fetch, engine, base_model, folder)
+    if settings.selection == "steered":
+        return SteeredSource(settings, facts, fetch)
     classes = {"lookahead": LookaheadSource, "replay": ReplaySource}
     return classes[settings.source](settings, facts, fetch)

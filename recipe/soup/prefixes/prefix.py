@@ -48,6 +48,12 @@ class Prefix:
         """Mean of -log_probs in nats, an estimate of the entropy along the prefix; 0 for an empty one."""
         return -float(self.log_probs.mean()) if len(self) else 0.0
 
+    def first(self, length: int) -> "Prefix":
+        """Return the first tokens, fewer than there are, so that something is left to continue."""
+        versions = self.versions[:length]
+        spans = tuple((version, sum(1 for _ in span)) for version, span in groupby(versions))
+        return Prefix(self.token_ids[:length], self.log_probs[:length], spans)
+
     @classmethod
     def from_sampled(
         cls,

@@ -37,6 +37,7 @@ class FinishedSample:
         token_ids, log_probs, versions: shape (response_length,): the response, and for each of its tokens the behaviour
             log-prob and the version that sampled it.
         reward: reward of the whole response.
+        entropy: shape (response_length,), nats, under the policy that is about to be updated; None if not computed.
     """
 
     messages: Any
@@ -45,6 +46,7 @@ class FinishedSample:
     log_probs: np.ndarray
     versions: np.ndarray
     reward: float
+    entropy: np.ndarray | None = None
 
 
 def fingerprint(messages: Any) -> int:
@@ -97,6 +99,11 @@ class PrefixSource(ABC):
     def wants_responses(self) -> bool:
         """Whether the trainer must hand over every trained sample (`keep`)."""
         return self.mixes and self.settings.prefix_length.unit == "fraction"
+
+    @property
+    def wants_evicted(self) -> bool:
+        """Whether `keep` is for the samples of groups as well that are never trained on (`algorithm.filter_groups`)."""
+        return False
 
     def plan(self, ordinal: int, messages: Any) -> PromptPlan:
         """Draw what the mixed samples of the prompt at this place in the data shall look like."""

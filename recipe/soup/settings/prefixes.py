@@ -8,6 +8,7 @@ from recipe.soup.settings.group import Group, Number, Whole, key
 from recipe.soup.settings.prefix_length import PrefixLengthSettings
 from recipe.soup.settings.schedules import Schedules
 from recipe.soup.settings.snapshot import SnapshotSettings
+from recipe.soup.settings.steering import SteeringSettings
 
 
 class PrefixSettings(Group):
@@ -56,15 +57,17 @@ class PrefixSettings(Group):
         advice="a prefix has one sample or more.",
     )
     prefix_length: PrefixLengthSettings = Field(default_factory=PrefixLengthSettings)
-    selection: Literal["random", "failed", "successful", "entropic"] = key(
+    selection: Literal["random", "failed", "successful", "entropic", "steered"] = key(
         "random",
         "Which of the available prefixes is used: any (`random`), of a response with a reward of 0 or less (`failed`) "
-        "or above 0 (`successful`), or the one with the largest mean -log-prob (`entropic`; with `replay`, of the "
-        "whole response).",
+        "or above 0 (`successful`), the one with the largest mean -log-prob (`entropic`; with `replay`, of the whole "
+        "response), or what brings the prompt's solved share to one half (`steered`, see `steering`).",
         origin='our choice, for the question "what to seed?"',
-        when="`failed` and `successful` are for `replay` only, since a prefix has no reward before its response is "
-        "complete. A chosen prefix is no longer a plain sample of its policy: ratios correct the policy, not the "
-        "choice.",
+        when="`failed`, `successful` and `steered` are for `replay` only, since a prefix has no reward before its "
+        "response is complete. A chosen prefix is no longer a plain sample of its policy: ratios correct the policy, "
+        "not the choice, so all but `random` are biased. `steered` also cuts at a share of a response's own length, "
+        "which conditions on the future as `on_eos=cut` does; with `prefix_gradient=0` the continuation's gradient is "
+        "unbiased for the reward given the prefix.",
     )
     candidates: Whole = key(
         1,
@@ -96,6 +99,7 @@ class PrefixSettings(Group):
         "between engine and trainer in the ratios, which is large with low precision or MoE; "
         "`soup/prefix/engine_mismatch` says how far the engine was off. Not with `snapshot`.",
     )
+    steering: SteeringSettings = Field(default_factory=SteeringSettings)
     snapshot: SnapshotSettings = Field(default_factory=SnapshotSettings)
 
     @property
@@ -132,6 +136,21 @@ class PrefixSettings(Group):
         chooses = self.selection == "entropic" and not replay
         why = "selection=entropic chooses among 2 or more (but source=replay among a visit's responses); otherwise use"
         self.demand("candidates", chooses == (self.candidates > 1), f"{why} 1.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_steered(self) -> Self:
+        if self.selection != "steered":
+            return self
+        outcome = "it needs responses whose reward is known; use source=replay."
+        self.demand("selection", self.source == "replay", outcome)
+        decides = "selection=steered decides each length (algorithm.soup.steering); use"
+        self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
+        self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
+        moves = self.schedules.prefix_length.moves
+        self.demand("schedules.prefix_length.shape", not moves, "use steering.withdraw with selection=steered.")
+        self.demand("samples_per_prefix", self.samples_per_prefix == 1, "selection=steered shares no prefixes; use 1.")
+        self.demand("on_eos", self.on_eos == "keep", "a steered prefix never ends its response; use keep.")
         return self
 
     @model_validator(mode="after")

@@ -52,6 +52,9 @@ class SoupSettings(LossSettings, PrefixSettings):
         shares = self.baseline != "two_level" or self.samples_per_prefix > 1
         why = "compares samples that share a prefix; set algorithm.soup.samples_per_prefix to 2 or more."
         self.demand("baseline", shares, why)
+        cancels = self.selection == "steered" and self.baseline == "separate" and self.prefix_gradient > 0
+        why = "mixed samples that share the one stored response have advantages that sum to 0 on it; use group, or"
+        self.demand("baseline", not cancels, f"{why} algorithm.soup.prefix_gradient=0.")
         return self
 
 

@@ -30,6 +30,7 @@ class StepState:
         visits: place in the order of training and chat messages of each prompt that was sent out, by uid.
         prefixes: those that samples brought back for later steps.
         rows: the batch, from its old log-probs on.
+        evicted_tokens: sampled for groups that are never trained on, which verl filters out or has too many of.
         shown: mixed samples of the last step, for the trackers; they wait for the next validation.
         surprise: of the last validation, or the one that runs.
     """
@@ -37,6 +38,7 @@ class StepState:
     visits: dict[str, tuple[int, Any]] = field(default_factory=dict)
     prefixes: list[SampledPrefix] = field(default_factory=list)
     rows: TrainRows | None = None
+    evicted_tokens: int = 0
     shown: list[Shown] = field(default_factory=list)
     surprise: Surprise = field(default_factory=Surprise)
 
@@ -63,6 +65,7 @@ class StepState:
             self.visits.clear()  # those of groups that were filtered out as well
         self.prefixes = []
         self.rows = None
+        self.evicted_tokens = 0
 
 
 class Stage(PPOTrainer):

@@ -98,12 +98,20 @@ def finished_samples(
         visits: place in the order of training and chat messages of each prompt, by uid.
     """
     fields = (data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
-    rows = zip(tags, data["uid"], *(nested.unbind() for nested in fields), strict=True)
-    for tag, uid, token_ids, values, versions, scores in rows:
+    entropies = data["entropy"].unbind() if "entropy" in data else [None] * len(tags)
+    rows = zip(tags, data["uid"], entropies, *(nested.unbind() for nested in fields), strict=True)
+    for tag, uid, entropy, token_ids, values, versions, scores in rows:
         if not tag.get("is_padding", False):
             ordinal, messages = visits[uid]
-            reward = float(scores.sum())
-            yield FinishedSample(messages, ordinal, token_ids.numpy(), values.float().numpy(), versions.numpy(), reward)
+            yield FinishedSample(
+                messages,
+                ordinal,
+                token_ids.numpy(),
+                values.float().numpy(),
+                versions.numpy(),
+                float(scores.sum()),
+                None if entropy is None else entropy.float().numpy(),
+            )
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

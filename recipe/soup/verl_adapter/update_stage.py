@@ -40,6 +40,8 @@ TRAIN_FIELDS = [
     "uid",
     "extra_fields",
 ]
+EVICTED_FIELDS = ["responses", "rollout_log_probs", "policy_versions", "rm_scores", "uid", "extra_fields"]
+"""Of a group that is never trained on; no trainer has computed anything of it."""
 GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"]
 """Of what verl has decided, what `loss_fields` asks for."""
 
@@ -62,6 +64,7 @@ class UpdateStage(Stage):
         self._harvest(metrics)
         self._keep(data, batch.tags, rows)
         metrics.update(self._measured(rows) | self.source.metrics())
+        metrics["soup/cost/evicted_tokens"] = float(self.collected.evicted_tokens)
         store(batch, data["response_mask"], ratio_fields(rows, update_choices(self.settings)))
         if self.settings.mixes and self.config.trainer.log_val_generations > 0:
             self.collected.shown = mixed_samples(batch, rows, self.tokenizer, self.config.trainer.log_val_generations)
@@ -108,7 +111,12 @@ class UpdateStage(Stage):
     def _drop_groups(self, uids: Iterable[str], batch: KVBatchMeta) -> None:
         """Save the prefixes that groups brought before verl drops them: they are for other prompts."""
         if batch.keys:
-            self.collected.add_prefixes(fetch(batch, ["extra_fields"])["extra_fields"], batch.tags)
+            data = fetch(batch, EVICTED_FIELDS)
+            self.collected.add_prefixes(data["extra_fields"], batch.tags)
+            self.collected.evicted_tokens += int((data["policy_versions"].values() >= self.global_steps - 1).sum())
+            if self.source.wants_evicted:
+                evicted = finished_samples(data, batch.tags, data["rollout_log_probs"], self.collected.visits)
+                self.source.keep(list(evicted))
         self.collected.forget(uids)
 
     # ------------------------------------------------------------------ advantages and weights

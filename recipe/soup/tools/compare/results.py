@@ -108,7 +108,7 @@ def pass_curve(counts: Counts) -> dict[int, float]:
 
 
 def generated_tokens(result: Result) -> pd.Series:
-    """Return how many tokens each step sampled: continuations, and prefixes for later steps.
+    """Return how many tokens each step sampled: continuations, prefixes for later steps, and groups that were evicted.
 
     For a run without our metrics, verl's own give the tokens of all responses.
     """
@@ -116,7 +116,9 @@ def generated_tokens(result: Result) -> pd.Series:
     if written.empty:
         prompt, response = result.column("prompt_length/mean"), result.column("response_length/mean")
         return (result.column("perf/total_num_tokens") * response / (prompt + response)).dropna()
-    return written.add(result.column("soup/cost/seed_tokens"), fill_value=0)
+    for others in ("soup/cost/seed_tokens", "soup/cost/evicted_tokens"):
+        written = written.add(result.column(others), fill_value=0)
+    return written
 
 
 def figures(result: Result) -> dict[str, float]:
