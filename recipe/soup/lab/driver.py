@@ -37,8 +37,12 @@ from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file
 from recipe.soup.records.pass_at_k import PASS_AT, mean_pass_at_k
 from recipe.soup.records.problems import Problem, read_problems
 from recipe.soup.settings import parse_settings
+from recipe.soup.verl_adapter.broken_steps import BrokenSteps
+from recipe.soup.verl_adapter.missing_samples import MissingSamples
 from recipe.soup.verl_adapter.probes import load_reward
+from recipe.soup.verl_adapter.rewards import graded
 from recipe.soup.verl_adapter.run_facts import run_facts
+from verl_ext.failures import in_a_line
 
 NO_TEMPERATURE = 1e-6
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -113,6 +117,10 @@ class Lab:
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
         self.updater = Updater(self.model, optimizer, config, self.settings)
+        self.broken = BrokenSteps(self.settings.broken_steps)
+        self._error: str | None = None
+        samples = rollout.n * config.data.train_batch_size
+        self.missing = MissingSamples(samples, self.settings.max_lost_share, self._take_error)
         named = config.reward.custom_reward_function
         self._reward = load_reward(named.path, named.name)
         training = read_problems(config.data.train_files, config.data.train_max_samples)
@@ -150,6 +158,18 @@ class Lab:
     def _score(self, problem: Problem, text: str) -> float:
         return float(self._reward(problem, text)["score"])
 
+    def _graded(self, problem: Problem, text: str) -> float | None:
+        """The reward; None if it failed, as verl loses such a sample."""
+        try:
+            return graded(self._score(problem, text), lambda: (problem.messages, text))
+        except Exception as error:
+            self._error = self._error or in_a_line(error)
+            return None
+
+    def _take_error(self) -> str | None:
+        error, self._error = self._error, None
+        return error
+
     def _prompt_ids(self, messages: Any) -> list[int]:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
@@ -175,6 +195,7 @@ class Lab:
         generated = time.perf_counter()
         batch = rows_before_update(self.model, samples, self.rollout.temperature, step - 1)
         metrics = train_metrics(batch) | drift_metrics(batch, by_trainer=True)
+        metrics |= self.missing.metrics(step, len(samples))
         # `behavior_log_probs=trainer` changes nothing here: the model that samples is the one that is trained.
         self.source.harvest(seeds)
         self.source.in_flight.clear()
@@ -195,7 +216,10 @@ class Lab:
         if self.settings.mixes_lags:
             metrics |= lag_metrics(batch)
         metrics |= self.source.metrics()
-        metrics |= self.updater.update(samples, fields_of_loss(batch, self.settings, self.config))
+        fields = fields_of_loss(batch, self.settings, self.config)
+        metrics |= self.broken.before_update(step, fields["response_mask"] * fields["loss_mask"])
+        metrics |= self.updater.update(samples, fields)
+        metrics |= self.broken.after_update(step, metrics)
         self.source.updated(step)
         return {
             **metrics,
@@ -212,7 +236,12 @@ class Lab:
         """All of a step's samples and the prefixes that it leaves for later ones, in one batch."""
         started: list[tuple[int, list[int], Prefix | None]] = []
         asked: list[tuple[list[int], int]] = []
-        orders = [order for row in rows for per_sample in row.requests.values() for order in per_sample]
+        orders = [
+            (index * self.rollout.n + number, order)
+            for index, row in enumerate(rows)
+            for number, per_sample in row.requests.items()
+            for order in per_sample
+        ]
         for index, row in enumerate(rows):
             prompt_ids = self._prompt_ids(messages[index])
             for number in range(self.rollout.n):
@@ -221,7 +250,7 @@ class Lab:
                 if prefix is None or not prefix.complete:
                     tokens = prefix.token_ids.tolist() if prefix is not None else []
                     asked.append((prompt_ids + tokens, self._response_length - len(tokens)))
-        for order in orders:
+        for _, order in orders:
             ids = self._prompt_ids(order.messages)
             for length in order.lengths.values():
                 asked += [(ids, tokens_to_ask_for(length, self._response_length))] * order.candidates
@@ -231,14 +260,19 @@ class Lab:
             SampledPrefix.from_answers(
                 order, slot, length, [next(answers) for _ in range(order.candidates)], self._prompt_ids(order.messages)
             )
-            for order in orders
+            for _, order in orders
             for slot, length in order.lengths.items()
         ]
-        return samples, [problems[index] for index, _, _ in started], seeds
+        hosts = [host for host, order in orders for _ in order.lengths]
+        arrived = [sample for sample in samples if sample is not None]
+        self.missing.add(version + 1, len(samples), len(arrived))
+        # The prefixes that a sample brings for later are lost with it.
+        brought = [seed for host, seed in zip(hosts, seeds, strict=True) if samples[host] is not None]
+        return arrived, [problems[sample.uid] for sample in arrived], brought
 
     def _finish(
         self, problem: Problem, index: int, prompt_ids: list[int], prefix: Prefix | None, answers: Any
-    ) -> Sample:
+    ) -> Sample | None:
         ids = prefix.token_ids.tolist() if prefix is not None else []
         log_probs = prefix.log_probs.tolist() if prefix is not None else []
         versions = prefix.versions if prefix is not None else []
@@ -247,7 +281,8 @@ class Lab:
             ids, log_probs = ids + answer.token_ids, log_probs + answer.log_probs
             versions = versions + [answer.extra_fields["global_steps"]] * len(answer.token_ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Sample(prompt_ids, ids, versions, log_probs, self._score(problem, text), index)
+        reward = self._graded(problem, text)
+        return None if reward is None else Sample(prompt_ids, ids, versions, log_probs, reward, index)
 
     # ------------------------------------------------------------------ validation and the whole run
 
@@ -262,20 +297,23 @@ class Lab:
         answers = self._sample(self.model, asked, [self._response_length] * len(asked), step, validates=True)
         problems = [problem for problem in self.validation for _ in range(n)]
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        scores = [self._score(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        scores = pd.Series([self._graded(*sample) for sample in zip(problems, texts, strict=True)], dtype=float)
+        if not scores.count():
+            self.missing.none_left(f"The validation after step {step}")
         if self.config.trainer.get("validation_data_dir"):
             folder = Path(self.config.trainer.validation_data_dir)
             folder.mkdir(parents=True, exist_ok=True)
             inputs = [self.tokenizer.decode(ids) for ids in asked]
             rows = pd.DataFrame({"input": inputs, "output": texts, "score": scores, "step": step})
-            rows.to_json(folder / f"{step}.jsonl", orient="records", lines=True)
-        correct = (np.array(scores) > 0).reshape(-1, n).sum(axis=1)
+            rows[scores.notna()].to_json(folder / f"{step}.jsonl", orient="records", lines=True)
+        correct = (scores.to_numpy() > 0).reshape(-1, n).sum(axis=1)  # those that were lost count as wrong
         surprise = [value for answer in answers for value in answer.log_probs]
         source = self.validation[0].data_source
         metrics = {
             f"val-core/{source}/acc/mean@{n}": correct.mean() / n,
             "soup/val/greedy": self._greedy(prompts),
             "soup/val/entropy": -float(np.mean(surprise)),
+            **self.missing.validated(step, len(scores), int(scores.count())),
         }
         for k in (k for k in PASS_AT if k <= n):
             metrics[f"soup/val/{source}/pass@{k}"] = mean_pass_at_k([(n, int(hits)) for hits in correct], k)
@@ -291,7 +329,8 @@ class Lab:
         limits, eos = [self._response_length] * len(prompts), self.tokenizer.eos_token_id
         answers = sample(self.model, prompts, limits, 0, NO_TEMPERATURE, eos, torch.Generator())
         texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
-        return float(np.mean([self._score(p, text) > 0 for p, text in zip(self.validation, texts, strict=True)]))
+        scores = [self._graded(*sample) for sample in zip(self.validation, texts, strict=True)]
+        return float(np.mean([score is not None and score > 0 for score in scores]))
 
     def fit(self) -> None:
         """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""

@@ -1,6 +1,6 @@
 """All keys under `algorithm.soup`, and how a config becomes settings."""
 
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +43,14 @@ class SoupSettings(LossSettings, PrefixSettings):
         ge=0,
         le=1,
         advice="a share lies between 0 (none) and 1 (all).",
+    )
+
+    broken_steps: Literal["stop", "warn"] = key(
+        "stop",
+        "What happens at a step whose loss or gradient is not finite, in which no token has a loss, or after which the "
+        "engine still has the weights of an earlier step: the run ends with a sentence, or goes on, tells of each kind "
+        "once and counts (`soup/train/broken/*`). verl goes on without a word.",
+        when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
     )
 
     @model_validator(mode="after")
