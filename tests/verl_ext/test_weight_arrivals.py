@@ -102,9 +102,7 @@ class Worker(WorkerExtension):
 
 
 @pytest.mark.parametrize("peft", [None, {"r": 4}])
-def test_verls_receiver_passes_every_bucket_to_the_checksum(
-    peft: dict | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verls_receiver_passes_every_bucket_to_the_checksum(peft: dict | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole sync through verl's `update_weights_from_ipc`, with base weights or an adapter, in two buckets."""
     worker, buckets = Worker(), [sent(1, 2), sent(3)]
 

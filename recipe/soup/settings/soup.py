@@ -35,8 +35,9 @@ class SoupSettings(LossSettings, PrefixSettings):
     )
     max_lost_share: Number = key(
         0.05,
-        "A step that lost a larger share of the samples it asked for, because generation or reward raised, ends the "
-        "run and names the first error; verl drops such samples and trains on the rest.",
+        "A step that lost a larger share of the samples it asked for, because generation or reward raised or the "
+        "reward was not one finite number, ends the run and names the first error; verl drops the samples that raised, "
+        "and trains on the rest. A step, or a validation, that lost all of them ends it in any case.",
         when="With rewards from 0 to 1 a step's mean reward is off by 0.05 at most, whichever samples were lost. Raise "
         "it for a grader whose failures have nothing to do with the response (a service that times out); a grader that "
         "fails on some responses should give them a reward instead.",

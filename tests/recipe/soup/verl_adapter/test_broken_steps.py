@@ -64,7 +64,7 @@ def test_a_step_without_a_token_to_train_on_is_found_before_its_update(
     for row in store.rows.values():
         row["rollout_log_probs"] -= 5
         row["policy_versions"].fill_(STEP - 1)  # on a prefix there is nothing to compare with
-    with pytest.raises(RunEndedError, match="In step 5 no token has a loss: algorithm.rollout_correction"):
+    with pytest.raises(RunEndedError, match=r"In step 5 no token has a loss: algorithm.rollout_correction"):
         advantages(trainer, batch, {})
 
 
