@@ -4,8 +4,8 @@ Recipes hook in through the entry-point groups `verl_ext.configs` and `verl_ext.
 is what verl and Hydra load at start, with `config/` as its Hydra groups; `cpu/` is the platform for machines without an
 accelerator; `terminal/` shows a run's progress; `historical_policy/` serves past weights. The single files are what a
 trainer takes one by one: `health.py` (is every process there and alive?), `failures.py` (why were samples lost?),
-`vllm_worker.py` (the class that vLLM loads in its workers) and `versioned_client.py` (which version sampled which
-token?).
+`vllm_worker.py` (the class that vLLM loads in its workers), `weight_arrivals.py` (did new weights reach them?) and
+`versioned_client.py` (which version sampled which token?).
 """
 
 __version__ = "0.1.0"

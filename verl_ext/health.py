@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
@@ -25,6 +25,20 @@ ENDED = "The run was ended."
 """Part of each sentence that says why a run cannot go on; whoever hides the log finds the sentence by it."""
 NOTICE = "Please note: "
 """Beginning of each sentence that whoever hides the log must show."""
+
+
+class RunEndedError(RuntimeError):
+    """A run cannot go on; its words were printed, and hold the whole reason."""
+
+
+def end_run(reason: str) -> NoReturn:
+    """End a run from inside its trainer, with a sentence that the terminal shows.
+
+    Raises:
+        RunEndedError: always.
+    """
+    print(f"{reason} {ENDED}", flush=True)
+    raise RunEndedError(f"{reason} {ENDED}")
 
 
 def _loaded_version(_: Any) -> str | None:

@@ -8,6 +8,8 @@ from recipe.soup.names import TRAINER_MODE
 from recipe.soup.settings import SoupSettings, parse_settings
 
 FLOAT32 = ("float32", "fp32", "float", "32")
+FLOAT16 = ("float16", "fp16", "16")
+PARAM_DTYPE = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
 
 
 def run_settings(config: DictConfig) -> SoupSettings:
@@ -54,9 +56,13 @@ def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[Literal
 def in_float32(config: DictConfig) -> bool:
     """Whether rollout engine and trainer both compute in float32."""
     # Without `mixed_precision` verl's FSDP engines compute in bfloat16, whatever the weights' own type.
-    key = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
-    trainer = OmegaConf.select(config, key, default=None)
+    trainer = OmegaConf.select(config, PARAM_DTYPE, default=None)
     return str(config.actor_rollout_ref.rollout.dtype) in FLOAT32 and str(trainer) in FLOAT32
+
+
+def in_float16(config: DictConfig) -> bool:
+    """Whether the trainer computes in float16, for which verl's FSDP engines scale the gradient."""
+    return str(OmegaConf.select(config, PARAM_DTYPE, default=None)) in FLOAT16
 
 
 def _needs_none(settings: SoupSettings) -> bool:

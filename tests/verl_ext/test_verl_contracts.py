@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from transfer_queue.controller import FieldMeta
 from verl.checkpoint_engine.base import CheckpointEngineWorker
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, AgentLoopWorker
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
@@ -21,16 +21,18 @@ from verl.trainer.ppo.core_algos import (
     compute_policy_loss_vanilla,
     get_adv_estimator_fn,
 )
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
 from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
 from verl.workers.utils.losses import ppo_loss
@@ -47,6 +49,10 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (PPOTrainer._compute_old_log_prob, ["self", "batch", "metrics"]),
         (PPOTrainer._compute_advantage, ["self", "batch", "metrics"]),
         (PPOTrainer._update_actor, ["self", "batch", "metrics"]),
+        (PPOTrainer._consume_sync_metrics, ["self"]),
+        (vLLMColocateWorkerExtension._update_weights, ["self", "weights", "peft_config", "base_sync_done"]),
+        (vLLMColocateWorkerExtension.update_weights_from_ipc, ["self", "peft_config", "base_sync_done", "use_shm"]),
+        (AgentLoopOutput.as_dict, ["self"]),
         (PPOTrainer._log_rollout_data, ["self", "batch", "timing_raw", "rollout_data_dir"]),
         (
             PPOTrainer._dump_generations,
@@ -121,6 +127,39 @@ def test_the_synchronous_trainer_syncs_in_place_whatever_the_checkpoint_engine_i
     """Why the backend's name is free for snapshots (`verl_ext.historical_policy`)."""
     assert 'checkpoint_engine_config.backend = "naive"' in inspect.getsource(PPOTrainer._setup)
     assert "self.checkpoint_engine.send_weights" in inspect.getsource(ActorRolloutRefWorker.update_weights)
+
+
+def test_the_sync_ends_a_step_and_its_metrics_come_after_it() -> None:
+    """Where `recipe.soup.verl_adapter.sync_stage` asks the engine, and how its answer reaches the step's metrics."""
+    source = inspect.getsource(PPOTrainer.fit)
+    assert re.search(r"self\.on_step_end\(\)\s+metrics\.update\(self\._consume_sync_metrics\(\)\)", source)
+
+
+def test_verls_server_passes_on_no_answer_of_a_worker_but_an_error() -> None:
+    """Why a worker raises that no new weights came (`verl_ext.weight_arrivals`)."""
+    assert "return" not in inspect.getsource(vLLMHttpServer.collective_rpc)
+
+
+def test_the_learning_rate_is_told_after_the_scheduler_has_moved_on() -> None:
+    """So it is that of the step to come (`recipe.soup.verl_adapter.broken_steps`)."""
+    source = inspect.getsource(TrainingWorker.train_batch)
+    assert source.index("self.engine.train_batch(") < source.index("lr = self.engine.lr_scheduler_step()")
+
+
+def test_an_update_that_is_not_finite_is_skipped_without_an_error() -> None:
+    """What `recipe.soup.verl_adapter.broken_steps` finds in the metrics."""
+    source = inspect.getsource(FSDPEngine.optimizer_step)
+    assert "if not torch.isfinite(grad_norm):" in source
+    assert "raise" not in source
+
+
+def test_a_sample_is_graded_before_it_is_made_ready_for_the_queue() -> None:
+    """So what our output's `as_dict` raises loses the sample, as a reward that raises does."""
+    source = inspect.getsource(cast(Any, AgentLoopWorkerTQ).__ray_metadata__.modified_class._agent_loop_postprocess)
+    assert source.index("self._compute_score(") < source.index("output.as_dict()") < source.index("async_kv_batch_put(")
+    assert 'extra_fields["reward_extra_info"] = result["reward_extra_info"]' in inspect.getsource(
+        AgentLoopWorker._compute_score
+    )
 
 
 def test_the_sender_of_weights_waits_for_an_answer() -> None:

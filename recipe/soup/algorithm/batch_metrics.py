@@ -4,6 +4,7 @@ Everything here is confounded by mixing and says so in its name (`soup/train/...
 pass@k come from unmixed validation. The keys never depend on the data: an empty segment reports zeros and its count.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
@@ -130,10 +131,13 @@ def lag_metrics(rows: TrainRows) -> dict[str, float]:
 
 
 def groups_with_signal(rewards: torch.Tensor, uids: Sequence[Hashable]) -> float:
-    """Share of groups whose samples do not all have the same reward, hence with a gradient; 0 without groups."""
+    """Share of groups whose samples do not all have the same reward, hence with a gradient; 0 without groups.
+
+    A reward that is not finite tells nothing.
+    """
     groups: dict[Hashable, set[float]] = defaultdict(set)
     for uid, reward in zip(uids, rewards.tolist(), strict=True):
-        groups[uid].add(reward)
+        groups[uid] |= {reward} if math.isfinite(reward) else set()
     return sum(len(values) > 1 for values in groups.values()) / len(groups) if groups else 0.0
 
 

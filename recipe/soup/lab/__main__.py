@@ -29,12 +29,16 @@ def main() -> None:
     from recipe.soup.checks.config import check_config
     from recipe.soup.lab.driver import Lab
     from recipe.soup.lab.refusals import check_lab_config
+    from verl_ext.health import RunEndedError
 
     check_lab_config(config)
     check_groups(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
-    Lab(config).fit()
+    try:
+        Lab(config).fit()
+    except RunEndedError:  # it has said why
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from recipe.soup.errors import refuse
 
 ROLLOUT = "actor_rollout_ref.rollout"
 ONLY_REAL: dict[str, tuple[Any, ...]] = {
-    "algorithm.filter_groups.enable": (False,),
     "algorithm.use_kl_in_reward": (False,),
     "algorithm.rollout_correction.bypass_mode": (False,),
     "algorithm.rollout_correction.rollout_rs": (None,),

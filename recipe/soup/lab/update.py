@@ -80,8 +80,14 @@ def rows_before_update(model: Any, samples: list[Sample], temperature: float, cu
     return train_rows(data, current_version)
 
 
-def fields_of_loss(rows: TrainRows, settings: SoupSettings, config: DictConfig) -> dict[str, torch.Tensor]:
-    """Compute what enters the loss, each (batch, response_length): first what verl would do, then what SOUP changes."""
+def fields_of_loss(
+    rows: TrainRows, settings: SoupSettings, config: DictConfig
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Compute what enters the loss: first what verl would do, then what SOUP changes.
+
+    Returns:
+        the fields, each (batch, response_length); and which prefix tokens have a gradient, bool of the same shape.
+    """
     choices, estimate = update_choices(settings), group_estimate(config.algorithm)
     mask = rows.response_mask.long()
     advantages = compare(rows, "group", estimate)
@@ -96,7 +102,8 @@ def fields_of_loss(rows: TrainRows, settings: SoupSettings, config: DictConfig) 
             correction.rollout_is_threshold,
             correction.rollout_is_batch_normalize,
         )[0]
-    return fields | loss_fields(rows, fields, choices, estimate)[0]
+    changed, trained = loss_fields(rows, fields, choices, estimate)
+    return fields | changed, trained
 
 
 class Updater:

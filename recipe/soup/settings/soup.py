@@ -1,6 +1,6 @@
 """All keys under `algorithm.soup`, and how a config becomes settings."""
 
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,14 +35,23 @@ class SoupSettings(LossSettings, PrefixSettings):
     )
     max_lost_share: Number = key(
         0.05,
-        "A step that lost a larger share of the samples it asked for, because generation or reward raised, ends the "
-        "run and names the first error; verl drops such samples and trains on the rest.",
+        "A step that lost a larger share of the samples it asked for, because generation or reward raised or the "
+        "reward was not one finite number, ends the run and names the first error; verl drops the samples that raised, "
+        "and trains on the rest. A step, or a validation, that lost all of them ends it in any case.",
         when="With rewards from 0 to 1 a step's mean reward is off by 0.05 at most, whichever samples were lost. Raise "
         "it for a grader whose failures have nothing to do with the response (a service that times out); a grader that "
         "fails on some responses should give them a reward instead.",
         ge=0,
         le=1,
         advice="a share lies between 0 (none) and 1 (all).",
+    )
+
+    broken_steps: Literal["stop", "warn"] = key(
+        "stop",
+        "What happens at a step whose loss or gradient is not finite, in which no token has a loss, or after which the "
+        "engine still has the weights of an earlier step: the run ends with a sentence, or goes on, tells of each kind "
+        "once and counts (`soup/train/broken/*`). verl goes on without a word.",
+        when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
     )
 
     @model_validator(mode="after")

@@ -20,10 +20,14 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.soup.names import AGENT_NAME, REQUESTS_KEY, SAMPLED_KEY
 from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.verl_adapter.rewards import graded, told
 from verl_ext.failures import remember_failures
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 logger = logging.getLogger(__name__)
+
+REWARD_INFO = "reward_extra_info"
+"""Where verl puts what a reward function returned beside the score; absent if there was no reward function to ask."""
 
 
 class _OnceEach(logging.Filter):
@@ -53,12 +57,25 @@ class SoupAgentLoopOutput(AgentLoopOutput):
 
     policy_versions: list[int]
     seeds: list[Any] = Field(default=[], exclude=True)
+    tokenizer: Any = Field(default=None, exclude=True)
 
     def as_dict(self) -> dict[str, Any]:
+        """What verl stores of the sample, which has been graded by then unless the trainer grades whole batches.
+
+        Raises:
+            ValueError: its reward is not one finite number. verl then drops the sample, as if the reward had raised.
+        """
+        info = self.extra_fields.get(REWARD_INFO)
+        if self.reward_score is not None or info is not None:
+            self.reward_score = graded(self.reward_score, self._texts)
+            self.extra_fields[REWARD_INFO] = told(info or {})
         output = super().as_dict()
         output["policy_versions"] = torch.tensor(output.pop("policy_versions"), dtype=torch.int64)
         output["extra_fields"][SAMPLED_KEY] = [seed.pack() for seed in self.seeds]
         return output
+
+    def _texts(self) -> tuple[str, str]:
+        return self.tokenizer.decode(self.prompt_ids), self.tokenizer.decode(self.response_ids)
 
 
 class PrefixContinuation:
@@ -143,15 +160,16 @@ class SoupAgentLoop(SingleTurnAgentLoop):
                 seeds += outcome
         return self._extend(output, prefix, seeds)
 
-    @staticmethod
-    def _extend(output: AgentLoopOutput, prefix: Prefix | None, seeds: list[SampledPrefix]) -> SoupAgentLoopOutput:
+    def _extend(
+        self, output: AgentLoopOutput, prefix: Prefix | None, seeds: list[SampledPrefix]
+    ) -> SoupAgentLoopOutput:
         historical = prefix.versions if prefix is not None else []
         current = output.extra_fields["max_global_steps"]
         # Runs are there where weights may change in the middle of a response.
         runs = output.extra_fields.pop(RUNS_KEY, [(current, len(output.response_ids) - len(historical))])
         versions = historical + [version for version, tokens in runs for _ in range(tokens)]
         fields = {name: getattr(output, name) for name in output.model_fields_set}
-        return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds)
+        return SoupAgentLoopOutput(**fields, policy_versions=versions, seeds=seeds, tokenizer=self.tokenizer)
 
     async def _seed(
         self, client: LLMServerClient, order: PrefixRequest, sampling_params: dict[str, Any]

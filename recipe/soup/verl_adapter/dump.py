@@ -6,9 +6,10 @@ writer, a thread, asks for the entries one by one, and writes the file that it a
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transfer_queue import KVBatchMeta
 from verl.utils.debug import marked_timer
 
@@ -37,6 +38,26 @@ class Column(Sequence[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         return self._make(row)
+
+
+def writable(value: Any) -> Any:
+    """A value as verl's writer knows it, which takes what JSON has, and arrays; anything else as Python shows it.
+
+    What a reward tells beside its score may be of any type.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): writable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(item) for item in value]
+    known = value is None or isinstance(value, str | int | float) or hasattr(value, "tolist")
+    return value if known else repr(value)
+
+
+def writable_column(values: Sequence[Any]) -> Column:
+    """A column of the dump, of which each entry is made writable when it is read."""
+    return Column(len(values), lambda row: writable(values[row]))
 
 
 def in_groups(batch: KVBatchMeta, most: int | None) -> KVBatchMeta:
@@ -103,10 +124,13 @@ class DumpStage(Stage):
 
     def _write_generations(self, *args: Any) -> None:
         """verl's, in the writer's thread. What it raises stops the trainer at the next dump, or at the run's end."""
+        inputs, outputs, gts, scores, told, folder, step = args
+        if "score" in told:  # it stands in the place of the reward, also where a sample's reward told none
+            told = told | {"score": [a if b is None else b for a, b in zip(scores, told["score"], strict=True)]}
+        gts, *values = (writable_column(column) for column in (gts, *told.values()))
         try:
-            super()._write_generations(*args)
+            super()._write_generations(inputs, outputs, gts, scores, dict(zip(told, values, strict=True)), folder, step)
         except Exception as error:
-            folder, step = args[-2:]
             reason = (
                 f"The samples of step {step} could not be written to {folder}: {type(error).__name__}: "
                 f"{first_line(error)}. Make room there, or name another folder (trainer.rollout_data_dir, "

@@ -16,10 +16,13 @@ from omegaconf import DictConfig
 
 from recipe.soup.errors import first_line, refuse, root_cause
 from recipe.soup.records.problems import Problem
+from recipe.soup.verl_adapter.rewards import graded
 
 KEY = "reward.custom_reward_function"
 KEYWORDS = ("data_source", "solution_str", "ground_truth", "extra_info")
 """By which verl's managers call a reward function."""
+Graded = dict[str, Any]
+"""`score`, and what else a reward told of a response."""
 TURNS = 2
 """Of a prompt and its response, as verl counts them."""
 
@@ -106,7 +109,7 @@ class Grader:
         file = inspect.getsourcefile(inspect.unwrap(self._function))
         return f"{crc32(Path(file).read_bytes()):08x}" if file else ""
 
-    def grade(self, responses: Iterable[Response]) -> list[dict[str, Any] | Exception]:
+    def grade(self, responses: Iterable[Response]) -> list[Graded | Exception]:
         """Grade responses, all at a time if the reward function is asynchronous.
 
         Returns:
@@ -118,29 +121,15 @@ class Grader:
     async def _grade_all(self, responses: list[Response]) -> list[Any]:
         return await asyncio.gather(*map(self._grade_one, responses))
 
-    async def _grade_one(self, response: Response) -> dict[str, Any] | Exception:
+    async def _grade_one(self, response: Response) -> Graded | Exception:
         manager = copy.copy(self._manager)
         manager.tokenizer = _Known(response.text)
         try:
             result = await manager.run_single(_as_verl_has_it(response))
-            return {**result["reward_extra_info"], "score": one_number(result["reward_score"])}
+            score = graded(result["reward_score"], lambda: (response.problem.messages, response.text))
+            return {**result["reward_extra_info"], "score": score}
         except Exception as error:  # the user's function runs
             return error
-
-
-def one_number(score: Any) -> float:
-    """Return a reward as a number.
-
-    Raises:
-        ValueError: it is not one finite number.
-    """
-    try:
-        number = float("nan") if isinstance(score, str) else float(score)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
-        raise ValueError(f"the reward is {score!r}, which is not one finite number")
-    return number
 
 
 def _as_verl_has_it(response: Response) -> Any:

@@ -11,6 +11,7 @@ from recipe.soup.names import SAMPLED_KEY
 from recipe.soup.prefixes.requests import SampledPrefix
 from recipe.soup.prefixes.source import PrefixSource
 from recipe.soup.settings import SoupSettings
+from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.marked_samples import Shown
 
 
@@ -75,8 +76,10 @@ class Stage(PPOTrainer):
         settings: `algorithm.soup`.
         source: where prefixes come from.
         collected: what is known of the step so far.
+        broken: judges whether a step trained what it seems to have.
     """
 
     settings: SoupSettings
     source: PrefixSource
     collected: StepState
+    broken: BrokenSteps

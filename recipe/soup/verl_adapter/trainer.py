@@ -16,7 +16,8 @@ from verl.utils.device import get_device_name
 
 from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers
-from recipe.soup.run_settings import run_settings
+from recipe.soup.run_settings import in_float16, run_settings
+from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.dump import DumpStage
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
@@ -24,17 +25,19 @@ from recipe.soup.verl_adapter.prompt_stage import PromptStage
 from recipe.soup.verl_adapter.registrations import soup_loss, weigh_decoupled
 from recipe.soup.verl_adapter.replay_buffer import listen
 from recipe.soup.verl_adapter.step_state import StepState
+from recipe.soup.verl_adapter.sync_stage import SyncStage
 from recipe.soup.verl_adapter.update_stage import UpdateStage
 from recipe.soup.verl_adapter.validation import ValidationStage
 from verl_ext.health import RolloutWatchdog, handshake, transfer_queue_actors
 from verl_ext.versioned_client import VersionedLLMServerClient
+from verl_ext.weight_arrivals import stale_weights
 
 CPU_POLL_SECONDS = 0.05
 """verl polls for finished samples every 2 s: most of a step on a laptop, and next to nothing of one on GPUs, where a
 poll would also list many more samples."""
 
 
-class SoupStages(PromptStage, UpdateStage, ValidationStage, DumpStage):
+class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update; each stage has a file.
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
@@ -45,6 +48,7 @@ class SoupStages(PromptStage, UpdateStage, ValidationStage, DumpStage):
         self.settings = run_settings(config)
         rollout, prompts = config.actor_rollout_ref.rollout, config.data.train_batch_size
         self.lost = LostSamples(rollout.n, rollout.n * prompts, self.settings.max_lost_share)
+        self.broken = BrokenSteps(self.settings.broken_steps, in_float16(config))
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)
@@ -77,10 +81,11 @@ class SoupStages(PromptStage, UpdateStage, ValidationStage, DumpStage):
     def fit(self, agent_loop_manager: Any) -> None:
         # The twin may run on another engine, whose servers have no such questions to answer.
         vllm = self.config.actor_rollout_ref.rollout.name == "vllm"
-        replicas = list(self.llm_server_manager.get_replicas()) if vllm else []
-        replicas += self.history.replicas if self.history is not None else []
+        self.engines = list(self.llm_server_manager.get_replicas()) if vllm else []
+        replicas = self.engines + (self.history.replicas if self.history is not None else [])
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
+        stale_weights(self.engines)  # from here on: what the engine has before the first step
         self.lost.agents = agents
         graders = {
             f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_manager.reward_loop_workers)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
@@ -19,6 +20,7 @@ from recipe.soup.algorithm.update import loss_fields, ratio_fields
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
 from recipe.soup.verl_adapter.recompute import recompute
 from recipe.soup.verl_adapter.registrations import group_estimate, update_choices
+from recipe.soup.verl_adapter.rewards import require_finite
 from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import (
     fetch,
@@ -60,6 +62,7 @@ class UpdateStage(Stage):
             batch = super()._compute_old_log_prob(batch, metrics)
         data = fetch(batch, TRAIN_FIELDS)
         rows = self.collected.rows = train_rows(data, self.global_steps - 1)
+        require_finite(self.global_steps, batch, rows, self.tokenizer)
         self.collected.add_prefixes(data["extra_fields"], batch.tags)
         self._harvest(metrics)
         self._keep(data, batch.tags, rows)
@@ -125,27 +128,40 @@ class UpdateStage(Stage):
         batch = super()._compute_advantage(batch, metrics)
         rows = self.collected.rows
         assert rows is not None, "old log-probs come first"
-        if self.settings.mixes:
-            self._replace_fields(batch, rows, metrics)
+        counts = rows.response_mask
+        correction = self.config.algorithm.get("rollout_correction") or {}
+        if self.settings.mixes or correction.get("rollout_rs"):
+            data = fetch(batch, GIVEN_FIELDS)
+            given = {name: padded(data[name], counts.size(1)) for name in GIVEN_FIELDS if name in data}
+            if self.settings.mixes:
+                given |= self._replace_fields(batch, rows, given, data["response_mask"], metrics)
+            counts = given["response_mask"] * given["loss_mask"]
+        metrics.update(self.broken.before_update(self.global_steps, counts))
         self.collected.clear(others_wait=self.trainer_mode != "sync")
         return batch
 
-    def _replace_fields(self, batch: KVBatchMeta, rows: TrainRows, metrics: dict) -> None:
-        """Put SOUP's advantages, weights and masks in the place of verl's, where they differ."""
-        data = fetch(batch, GIVEN_FIELDS)
-        width = rows.is_historical.size(1)
-        given = {name: padded(data[name], width) for name in GIVEN_FIELDS if name in data}
+    def _replace_fields(
+        self, batch: KVBatchMeta, rows: TrainRows, given: dict[str, torch.Tensor], like: torch.Tensor, metrics: dict
+    ) -> dict[str, torch.Tensor]:
+        """Put SOUP's advantages, weights and masks in the place of verl's, where they differ; returns those.
+
+        Args:
+            given: what verl has decided, (batch, response_length).
+            like: the nested response mask.
+        """
         estimate = group_estimate(self.config.algorithm)
         fields, trained = loss_fields(rows, given, update_choices(self.settings), estimate)
         tokens = rows.is_historical.sum().item()
         metrics["soup/train/prefix/trained"] = trained.sum().item() / tokens if tokens else 0.0
         if fields:
-            store(batch, data["response_mask"], fields)
+            store(batch, like, fields)
+        return fields
 
     # ------------------------------------------------------------------ the update
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         batch = super()._update_actor(batch, metrics)
+        metrics.update(self.broken.after_update(self.global_steps, metrics))
         prefix = f"actor/{PREFIX}"
         sums = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith(prefix)}
         metrics.update(means_of_loss_sums(sums) if sums else {})

@@ -16,6 +16,7 @@ OURS = {
     "algorithm.soup.mixed_share",
     "algorithm.soup.dump_rows",
     "algorithm.soup.max_lost_share",
+    "algorithm.soup.broken_steps",
     "actor_rollout_ref.rollout.agent.default_agent_loop",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls",
     "trainer.v1.trainer_mode",

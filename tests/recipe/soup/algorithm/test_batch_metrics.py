@@ -94,6 +94,12 @@ def test_keys_do_not_depend_on_the_data_and_nothing_is_nan() -> None:
     assert train_metrics(unmixed)["soup/train/reward/mixed_minus_pure"] == 0.0
 
 
+def test_a_reward_that_is_not_finite_is_no_signal() -> None:
+    nan, inf = float("nan"), float("inf")
+    rewards = torch.tensor([1.0, nan, nan, nan, inf, 0.0, 1.0, 0.0])
+    assert groups_with_signal(rewards, list("aabbccdd")) == 0.25
+
+
 def test_groups_with_signal() -> None:
     assert groups_with_signal(torch.tensor([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"]) == 0.5
     assert groups_with_signal(torch.empty(0), []) == 0.0

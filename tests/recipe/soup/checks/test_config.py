@@ -63,6 +63,7 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.ratio=none", ["algorithm.soup.ratio=none", "behavior"]),
         ("algorithm.soup.dump_rows=0", ["algorithm.soup.dump_rows=0", "1 or more", "null"]),
         ("algorithm.soup.max_lost_share=-0.1", ["algorithm.soup.max_lost_share=-0.1", "between 0"]),
+        ("algorithm.soup.broken_steps=ignore", ["algorithm.soup.broken_steps=ignore", "stop, warn"]),
         ("algorithm.soup.max_lost_share=5", ["algorithm.soup.max_lost_share=5", "and 1"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),
         ("+trainer.v1.sync.parameter_sync_step=2", ["trainer.v1.sync.parameter_sync_step=2", "set it to 1"]),

@@ -23,6 +23,7 @@ from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer
+from verl_ext.health import NOTICE, RunEndedError
 
 ACTOR = "actor_rollout_ref.actor"
 SMALL = (
@@ -85,7 +86,7 @@ def test_lab_and_verl_give_the_same_loss_and_gradient(variant: str, composed: An
     model = AutoModelForCausalLM.from_pretrained(config.actor_rollout_ref.model.path, dtype=torch.float32)
     settings = parse_settings(config.algorithm.soup, config.actor_rollout_ref.rollout.response_length)
     rows = rows_before_update(model, samples, 1.0, STEP - 1)
-    fields = fields_of_loss(rows, settings, lab_config)
+    fields, _ = fields_of_loss(rows, settings, lab_config)
     updater = Updater(model, torch.optim.SGD(model.parameters()), lab_config, settings)
     loss, ours = updater.loss(samples, fields, slice(None))
     loss.backward()
@@ -266,11 +267,112 @@ def test_no_steps_are_no_steps(composed: Any, tmp_path: Path, monkeypatch: pytes
     lab.fit()
 
 
-def test_a_reward_that_fails_is_told_with_what_it_was_given(composed: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def compute_score(**given): return float('nan')\n")
-    lab = Lab(example(composed, f"reward.custom_reward_function.path={tmp_path}/reward.py"))
-    with pytest.raises(SystemExit, match=r"The reward failed: the reward is nan, .* It was given '.*', to '"):
-        lab.step(1)
+# ---------------------------------------------------------------- what goes wrong
+
+
+SHARE_THAT_FAILS = 6
+FAILS = {
+    "raises": "1 / 0",
+    "is not finite": "float('nan')",
+    "overflows": "1e39",
+    "is none": "None",
+    "is a tuple": "(score, 'why')",
+    "is a text": "'text'",
+}
+
+
+def failing_reward(folder: Path, failure: str, share: int = SHARE_THAT_FAILS) -> str:
+    """A reward function that fails on one response in `share`; returns the override that names it."""
+    path = folder / "reward.py"
+    lines = [
+        "import zlib",
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):",
+        "    score = float('+' in solution_str)",
+        f"    return {failure} if zlib.crc32(solution_str.encode()) % {share} == 0 else score",
+    ]
+    path.write_text("\n".join(lines))
+    return f"reward.custom_reward_function.path={path}"
+
+
+@pytest.mark.parametrize("failure", FAILS)
+def test_a_sample_whose_reward_fails_is_lost_as_on_the_real_path(
+    failure: str, composed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = failing_reward(tmp_path, FAILS[failure])
+    kept = [f"trainer.validation_data_dir={tmp_path}/val", "algorithm.soup.lag=1"]
+    lab = Lab(example(composed, reward, "algorithm.soup.max_lost_share=0.9", *kept))
+    lost = 0.0
+    for step in (1, 2, 3):
+        metrics = lab.step(step)
+        asked, arrived, trained, share = (
+            metrics[f"soup/train/samples/{name}"] for name in ("asked", "arrived", "trained", "lost_share")
+        )
+        assert asked == 4 * lab.config.actor_rollout_ref.rollout.n
+        assert arrived == trained == asked * (1 - share)
+        assert metrics["soup/train/broken/no_tokens"] == metrics["soup/train/broken/no_update"] == 0
+        assert 0 <= metrics["critic/score/mean"] <= 1
+        lost += asked - arrived
+    assert lost > 0
+    metrics = lab.validation(lab.model, 3)
+    asked, arrived = metrics["soup/val/samples/asked"], metrics["soup/val/samples/arrived"]
+    assert asked == 8 * lab.config.actor_rollout_ref.rollout.val_kwargs.n > arrived > 0
+    assert metrics["soup/val/samples/lost_share"] == pytest.approx(1 - arrived / asked)
+    assert len((tmp_path / "val" / "3.jsonl").read_text().splitlines()) == arrived
+    told = capsys.readouterr().out
+    assert told.count(NOTICE) == 1
+    assert " samples; the first error was " in told
+
+
+def test_a_lost_sample_takes_the_prefixes_that_it_brings_with_it(composed: Any, tmp_path: Path) -> None:
+    """Samples carry them on the real path, too."""
+    reward, rest = failing_reward(tmp_path, "1 / 0", share=2), ["algorithm.soup.max_lost_share=0.9"]
+    metrics = Lab(example(composed, reward, *rest, "algorithm.soup.lag=1")).step(1)
+    assert 0 < metrics["soup/cost/seeds_lost"] < metrics["soup/cost/seed_requests"]
+
+
+@pytest.mark.parametrize(("share", "sentence"), [
+    (SHARE_THAT_FAILS, "more than algorithm.soup.max_lost_share=0.05 allows"), (1, "The first error was"),
+])  # fmt: skip
+def test_too_many_lost_samples_end_the_lab_in_one_sentence(
+    share: int, sentence: str, tmp_path: Path, clean_environ: dict[str, str]
+) -> None:
+    reward = failing_reward(tmp_path, "float('nan')", share)
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo", *SMALL, reward]
+    command += ["trainer.val_before_train=false", f"{ACTOR}.ppo_mini_batch_size=2"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert sentence in done.stdout
+    assert "the reward nan is not one finite number" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_validation_of_which_nothing_is_left_ends_the_lab(composed: Any, tmp_path: Path) -> None:
+    lab = Lab(example(composed, failing_reward(tmp_path, "1 / 0", share=1), "algorithm.soup.max_lost_share=1"))
+    with pytest.raises(RunEndedError, match=r"The validation after step 2 lost all of its samples.*ZeroDivisionError"):
+        lab.validation(lab.model, 2)
+
+
+@pytest.mark.parametrize("answer", ["stop", "warn"])
+def test_an_update_that_is_not_finite_is_found(
+    answer: str, composed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = Lab(example(composed, "algorithm.soup.lag=1", f"algorithm.soup.broken_steps={answer}"))
+    lab.step(1)
+    before = [parameter.clone() for parameter in lab.model.parameters()]
+    whole = lab.updater.loss
+
+    def not_a_number(*args: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        loss, metrics = whole(*args)
+        return loss * torch.nan, metrics
+
+    monkeypatch.setattr(lab.updater, "loss", not_a_number)
+    if answer == "stop":
+        with pytest.raises(RunEndedError, match=r"In step 2 the weights were not updated.*actor/grad_norm=nan"):
+            lab.step(2)
+    else:
+        assert lab.step(2)["soup/train/broken/no_update"] == 1
+        assert f"{NOTICE}In step 2 the weights" in capsys.readouterr().out
+    assert all(torch.equal(a, b) for a, b in zip(before, lab.model.parameters(), strict=True))
 
 
 # ---------------------------------------------------------------- checkpoints

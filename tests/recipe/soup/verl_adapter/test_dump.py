@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_worker import COUNTDOWN, RECORDED, STEP, Store, make_trainer, recorded
@@ -72,6 +73,18 @@ def test_the_file_is_verls_with_our_columns_to_the_last_digit(
         }
         expected.append(json.dumps(row | columns, ensure_ascii=False))
     assert written(ours, batch, tmp_path / "ours").splitlines() == expected
+
+
+def test_whatever_a_reward_tells_is_written(ours: Any, tmp_path: Path) -> None:
+    """verl's writer knows numbers, texts and arrays; and a told score would hide the rewards that told none."""
+    odd: list[Any] = [{1}, np.array([{2}, None], dtype=object), {"a": (1, {3})}, np.ones(2), torch.ones(1), None, b"x"]
+    told = {"odd": odd, "score": [None, 0.5, *[None] * 5]}
+    rows = len(odd)
+    ours._write_generations(["in"] * rows, ["out"] * rows, odd, [1.0] * rows, told, str(tmp_path), 3)
+    written = [json.loads(line) for line in (tmp_path / "3.jsonl").read_text().splitlines()]
+    expected = ["{1}", ["{2}", None], {"a": [1, "{3}"]}, [1, 1], [1], None, "b'x'"]
+    assert [row["odd"] for row in written] == [row["gts"] for row in written] == expected
+    assert [row["score"] for row in written] == [1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def hold_up(trainer: Any) -> threading.Event:

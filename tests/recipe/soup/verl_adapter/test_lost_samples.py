@@ -14,9 +14,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.utils import tensordict_utils as tu
 
 from recipe.soup.verl_adapter import lost_samples
-from recipe.soup.verl_adapter.lost_samples import KEY, NOTHING_LEFT, LostSamples, TooManyLostError
+from recipe.soup.verl_adapter.lost_samples import NOTHING_LEFT, LostSamples
+from recipe.soup.verl_adapter.missing_samples import KEY
 from recipe.soup.verl_adapter.trainer import SoupTrainer
-from verl_ext.health import ENDED, NOTICE
+from verl_ext.health import ENDED, NOTICE, RunEndedError
 
 PROMPTS, SAMPLES = 8, 8
 ERROR = "ValueError: a grader that fails"
@@ -104,7 +105,7 @@ def test_above_the_share_the_run_ends_with_the_first_error(
     if not ends:
         assert counted(step(lost, buffer, queue, 1, missing))[1] == 64 - missing
         return
-    with pytest.raises(TooManyLostError) as ended:
+    with pytest.raises(RunEndedError) as ended:
         step(lost, buffer, queue, 1, missing)
     text = str(ended.value)
     assert text in capsys.readouterr().out
@@ -120,7 +121,7 @@ def test_where_nothing_is_left_the_reason_stands_before_verls_advice(queue: Queu
     lost.send(prompts(*uids))
     for uid in uids:
         queue.add(uid, arrived=0)
-    with pytest.raises(TooManyLostError, match="lost 64 of 64 samples") as ended:
+    with pytest.raises(RunEndedError, match="lost 64 of 64 samples") as ended:
         buffer.sample(global_steps=1, partition_id="train", batch_size=PROMPTS)
     assert NOTHING_LEFT in str(ended.value.__context__)
 
@@ -175,7 +176,7 @@ def test_a_grader_that_always_fails_does_not_refill_for_ever(queue: Queue) -> No
             queue.add(uid, arrived=0)
 
     lost, buffer = watched(ReplayBufferAsync, refill_fn=refill)
-    with pytest.raises(TooManyLostError, match="lost 8 of 64 samples"):
+    with pytest.raises(RunEndedError, match="lost 8 of 64 samples"):
         step(lost, buffer, queue, 1, missing=8)
 
 
@@ -191,19 +192,61 @@ def test_samples_of_prompts_that_ask_for_other_numbers(queue: Queue) -> None:
     assert counted(metrics) == [4 + 16 + 8, 12, 12, 16 / 28]
 
 
-def test_validation_is_not_counted(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, buffer = watched(ReplayBuffer, most=0)
-    queue.add("val", arrived=1)
+def test_a_grader_that_always_fails_ends_the_run_whatever_the_share(queue: Queue) -> None:
+    """Both trainers; the asynchronous one would refill for ever."""
+
+    def refill(count: int) -> None:
+        uids = [f"again-{len(queue.tags)}-{i}" for i in range(count)]
+        lost.send(prompts(*uids))
+        for uid in uids:
+            queue.add(uid, arrived=0)
+
+    for cls in (ReplayBuffer, ReplayBufferAsync):
+        lost, buffer = watched(cls, most=1, refill_fn=refill)
+        uids = [str(i) for i in range(PROMPTS)]
+        lost.send(prompts(*uids))
+        for uid in uids:
+            queue.add(uid, arrived=0)
+        with pytest.raises(RunEndedError, match=f"Step 3 lost all of its samples. The first error was {ERROR}"):
+            buffer.sample(global_steps=3, partition_id="train", batch_size=PROMPTS)
+        queue.tags.clear()
+
+
+def validate(queue: Queue, monkeypatch: pytest.MonkeyPatch, buffer: Any, arrived: int) -> Any:
+    queue.add("val", arrived=arrived)
     monkeypatch.setattr(tq, "kv_list", lambda: {"val": dict(queue.tags)})
-    _, metrics = buffer.sample(global_steps=1, partition_id="val", batch_size=1)
+    return buffer.sample(global_steps=1, partition_id="val", batch_size=1)
+
+
+def test_validation_is_no_part_of_a_step_and_told_with_a_metric_of_its_own(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost, buffer = watched(ReplayBuffer, most=0)
+    batch, metrics = validate(queue, monkeypatch, buffer, arrived=1)
     assert metrics == {}
+    counts = lost.validated(1, SAMPLES, len(batch))
+    assert [counts[f"soup/val/samples/{name}"] for name in ("asked", "arrived", "lost_share")] == [8, 1, 7 / 8]
+    told = capsys.readouterr().out
+    assert told.startswith(f"{NOTICE}the validation after step 1 lost 7 of 8 samples; the first error was {ERROR}.")
+    lost.validated(2, SAMPLES, 0)
+    assert NOTICE not in capsys.readouterr().out
 
 
-def test_padding_rows_are_not_trained_samples(queue: Queue) -> None:
-    lost, _ = watched(ReplayBuffer)
+def test_a_validation_without_any_sample_ends_the_run(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl would ask its queue for no keys at all."""
+    _, buffer = watched(ReplayBuffer, most=1)
+    with pytest.raises(RunEndedError, match=f"The validation after step 1 lost all .* {ERROR}"):
+        validate(queue, monkeypatch, buffer, arrived=0)
+
+
+def test_padding_rows_are_not_trained_samples() -> None:
+    lost = LostSamples(SAMPLES, PROMPTS * SAMPLES, 0.05)
     tags = [{}, {"is_padding": True}]
     batch = KVBatchMeta(partition_id="train", keys=["a_0_0", "pad_0_0"], tags=tags)
-    assert lost._metrics(batch)["soup/train/samples/trained"] == 1
+    buffer: Any = SimpleNamespace(_clear_groups=None, _materialize_batch=None, sample=lambda **_: (batch, {}))
+    lost.watch(buffer)
+    _, metrics = buffer.sample(global_steps=1, partition_id="train")
+    assert metrics["soup/train/samples/trained"] == 1
 
 
 @pytest.mark.parametrize("algorithm", ["soup", "grpo"])

@@ -13,6 +13,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from recipe.soup.verl_adapter.validation import pass_metrics
+from verl_ext.health import NOTICE
 
 
 def test_every_choice_of_k_samples() -> None:
@@ -62,6 +63,41 @@ def test_a_source_whose_reward_tells_no_accuracy(composed: Any) -> None:
     )
     assert metrics["soup/val/gsm8k/pass@1"] == 1.0
     assert metrics["soup/val/aime/pass@1"] == 0.5
+
+
+def test_samples_that_never_came_are_counted_and_told(composed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=grpo"))
+    told = {"reward": [1.0, 0.0, 1.0], "acc": [1.0, 0.0, 1.0]}
+    expected = {("countdown", "a"): 4, ("countdown", "b"): 4}
+    metrics = trainer._val_metrics_update(["countdown"] * 3, ["a"] * 3, told, [2] * 3, expected_acc_counts=expected)
+    names = ("asked", "arrived", "lost_share")
+    assert [metrics[f"soup/val/samples/{name}"] for name in names] == [8, 3, 5 / 8]
+    assert metrics["soup/val/countdown/pass@1"] == pytest.approx((2 / 4 + 0) / 2)
+    assert f"{NOTICE}the validation after step 5 lost 5 of 8 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("odd", [
+    {"seen": [{1}, {2}, {3}, None]}, {"parts": [np.ones(2), np.ones(3), None, None]}, {"mixed": [1.0, "text", None, 2]},
+    {"detail": [[1], [1, 2], [], None]}, {"acc": ["yes", None, "no", None]}, {"acc": [None, 1.0, "no", None]},
+    {"pred": [[1], {2}, None, 3.0], "acc": [1.0, 1.0, 0.0, 0.0]}, {"why": [None] * 4},
+])  # fmt: skip
+def test_whatever_rewards_tell_a_validation_has_its_metrics(
+    odd: dict[str, list[Any]], composed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """verl by itself takes means of anything that does not begin with a text."""
+    trainer: Any = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"))
+    for _ in range(2):
+        metrics = trainer._val_metrics_update(
+            ["countdown"] * 4,
+            ["a"] * 4,
+            {"reward": [1.0, 0.0, 0.0, 0.0], "other": [1.0, 2.0, None, 3.0]} | odd,
+            [2] * 4,
+            expected_acc_counts={("countdown", "a"): 4},
+        )
+        assert metrics["soup/val/countdown/pass@4"] == 1.0
+        assert metrics["val-aux/countdown/other/mean@3"] == 2.0
+    left_out = "is no number in some samples" in capsys.readouterr().out
+    assert left_out == bool({"seen", "parts", "mixed", "detail"} & set(odd) or odd.get("acc", [0])[1:3] == [1.0, "no"])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
