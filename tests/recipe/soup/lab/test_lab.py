@@ -312,8 +312,13 @@ def test_an_update_that_is_not_finite_is_found(
     lab = Lab(example(composed, "algorithm.soup.lag=1", f"algorithm.soup.broken_steps={answer}"))
     lab.step(1)
     before = [parameter.clone() for parameter in lab.model.parameters()]
-    loss = lab.updater.loss
-    monkeypatch.setattr(lab.updater, "loss", lambda *args: (lambda x, m: (x * torch.nan, m))(*loss(*args)))
+    whole = lab.updater.loss
+
+    def not_a_number(*args: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        loss, metrics = whole(*args)
+        return loss * torch.nan, metrics
+
+    monkeypatch.setattr(lab.updater, "loss", not_a_number)
     if answer == "stop":
         with pytest.raises(RunEndedError, match=r"In step 2 the weights were not updated.*actor/grad_norm=nan"):
             lab.step(2)
