@@ -1,12 +1,13 @@
 """Whether new weights reached the engine: verl's worker extension and ours on it, Ray's answers in this process."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ray.exceptions import RayTaskError
-from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
+from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer, utils
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.model_loader import utils as vllm_loader
 
@@ -81,7 +82,7 @@ class Worker(WorkerExtension):
     """Our extension on verl's, with a model that takes anything."""
 
     def __new__(cls) -> "Worker":
-        worker = object.__new__(cls)
+        worker: Any = object.__new__(cls)
         worker._arrivals = Arrivals()
         worker._is_qat_model = worker._is_modelopt_qat = False
         return worker
@@ -113,6 +114,8 @@ def test_verls_receiver_passes_every_bucket_to_the_checksum(peft: dict | None, m
     monkeypatch.setattr(bucketed_weight_transfer.BucketedWeightReceiver, "__init__", lambda self, **_: None)
     monkeypatch.setattr(bucketed_weight_transfer.BucketedWeightReceiver, "receive_weights", receive)
     monkeypatch.setattr(vllm_loader, "process_weights_after_loading", lambda *_: None)
+    monkeypatch.setattr(utils, "patch_vllm_moe_model_weight_loader", lambda _: None)
+    monkeypatch.setattr(os, "_exit", lambda _: pytest.fail("the worker would have died"))
     monkeypatch.setattr(worker.model_runner.model, "load_weights", lambda weights: list(weights), raising=False)
     assert WorkerExtension._update_weights is not vLLMColocateWorkerExtension._update_weights
 
