@@ -43,7 +43,7 @@ def accuracy_metrics(problems: Sequence[Problem], graded: Sequence[Graded | None
 
 
 class Validation:
-    """Validates a model: accuracy, greedy accuracy, unbiased pass@k, mean -log-prob of a token (its entropy, estimated).
+    """Validates a model: accuracy, also of greedy answers, unbiased pass@k, and an estimate of the entropy.
 
     Args:
         config: verl's whole config.

@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transfer_queue import KVBatchMeta
-
-from recipe.soup.algorithm.batch import TrainRows
-from recipe.soup.verl_adapter.transfer_queue import fetch
-from verl_ext.health import end_run
 
 SHOWN = 70
 """Most characters of a text in a sentence."""
@@ -53,23 +48,6 @@ def graded(value: Any, sample: Callable[[], tuple[Any, Any]]) -> float:
         prompt, response = map(shown, sample())
         raise ValueError(f"the reward {shown(value)} is not one finite number (prompt {prompt}, response {response})")
     return reward
-
-
-def require_finite(step: int, batch: KVBatchMeta, rows: TrainRows, tokenizer: Any) -> None:
-    """The last look at a batch's rewards: a reward model, or an agent loop of one's own, may have given them.
-
-    Raises:
-        RunEndedError: one is not finite.
-    """
-    wrong = torch.nonzero(~torch.isfinite(rows.rewards))[:, 0].tolist()
-    if wrong:
-        first = KVBatchMeta(partition_id=batch.partition_id, keys=[batch.keys[wrong[0]]], tags=[{}])
-        sample = fetch(first, ["prompts", "responses"])
-        prompt, response = (shown(tokenizer.decode(sample[name][0].tolist())) for name in ("prompts", "responses"))
-        end_run(
-            f"In step {step} {len(wrong)} rewards are not finite; the first is {rows.rewards[wrong[0]]:g} (prompt "
-            f"{prompt}, response {response}). Mend the reward model, or whatever else gave it."
-        )
 
 
 def told(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from recipe.soup.algorithm.update import loss_fields, ratio_fields
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
 from recipe.soup.verl_adapter.recompute import recompute
 from recipe.soup.verl_adapter.registrations import group_estimate, update_choices
-from recipe.soup.verl_adapter.rewards import require_finite
+from recipe.soup.verl_adapter.rewards import shown
 from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import (
     fetch,
@@ -30,6 +30,7 @@ from recipe.soup.verl_adapter.transfer_queue import (
     stored_in_float32,
     train_rows,
 )
+from verl_ext.health import end_run
 
 TRAIN_FIELDS = [
     "responses",
@@ -49,6 +50,23 @@ GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"
 
 NEEDS_FORWARD = re.compile("at_start|drift|engine_mismatch|entropy")
 """Metrics that compare with, or come from, the trainer's log-probs before the update."""
+
+
+def require_finite(step: int, batch: KVBatchMeta, rows: TrainRows, tokenizer: Any) -> None:
+    """The last look at a batch's rewards: a reward model, or an agent loop of one's own, may have given them.
+
+    Raises:
+        RunEndedError: one is not finite.
+    """
+    wrong = torch.nonzero(~torch.isfinite(rows.rewards))[:, 0].tolist()
+    if wrong:
+        first = KVBatchMeta(partition_id=batch.partition_id, keys=[batch.keys[wrong[0]]], tags=[{}])
+        sample = fetch(first, ["prompts", "responses"])
+        prompt, response = (shown(tokenizer.decode(sample[name][0].tolist())) for name in ("prompts", "responses"))
+        end_run(
+            f"In step {step} {len(wrong)} rewards are not finite; the first is {rows.rewards[wrong[0]]:g} (prompt "
+            f"{prompt}, response {response}). Mend the reward model, or whatever else gave it."
+        )
 
 
 class UpdateStage(Stage):
