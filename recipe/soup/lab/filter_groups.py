@@ -38,8 +38,8 @@ def filled(groups: list[Group], config: DictConfig, refill: Callable[[int], list
     """Replace groups without a signal until a step has as many as it wants.
 
     verl asks for two prompts for each that it evicts, as long as it has not enough, and has at most
-    `max_inflight_gen_batches` steps' prompts under way; what is too many in the end is discarded. It looks while samples
-    arrive, and here all of them arrive at once.
+    `max_inflight_gen_batches` steps' prompts under way; what is too many in the end is discarded. It looks while
+    samples arrive, and here all of them arrive at once.
 
     Args:
         groups: of the prompts that the step began with, as many as it wants.

@@ -386,6 +386,7 @@ RESUMED = {
     "best": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=best"],
     "replay": SOURCES["replay"],
     "steered": SOURCES["steered"],
+    "filtered": ["algorithm.filter_groups.enable=true", "data.gen_batch_size=1", "algorithm.soup.lag=2"],
     "candidates": SOURCES["candidates"],
     "grpo": ["algorithm.soup.mixed_share=0"],
 }  # fmt: skip
