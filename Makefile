@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dis
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check unit real real-model gpu-check docs clean
+.PHONY: help install demo demo-grpo compare test check unit real real-all real-model gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -44,7 +44,7 @@ compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on
 	$(BIN)/soup-verl compare examples/countdown/studies/first.yaml --jobs 2
 
 test: check ## every check and test (about 21 minutes on two cores)
-	$(PYTEST) -m "not real_model"
+	$(PYTEST) -m "not real_more and not real_model"
 
 check: install ## style and types
 	$(BIN)/ruff check .
@@ -52,10 +52,13 @@ check: install ## style and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: install ## tests without Ray (about eight minutes)
-	$(PYTEST) -m "not real_run and not real_model"
+	$(PYTEST) -m "not real_run and not real_more and not real_model"
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about twelve minutes)
 	$(PYTEST) -m real_run
+
+real-all: install ## the same and further runs, which CI leaves out
+	$(PYTEST) -m "real_run or real_more"
 
 real-model: install ## a real language model, SmolLM2, in every tool: twenty minutes or so on two cores
 	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model

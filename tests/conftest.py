@@ -22,7 +22,8 @@ hypothesis.settings.load_profile("shared machine")
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real runs first: they take the longest, and with several workers what is short fills the gap at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("real_run") is None)
+    real = ("real_run", "real_more")
+    items.sort(key=lambda item: not any(item.get_closest_marker(marker) for marker in real))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
