@@ -202,6 +202,13 @@ def test_old_log_probs_are_put_by_name_and_a_field_keeps_its_type() -> None:
         field.update({"dtype": torch.float32, "is_nested": True, "per_sample_shapes": []}, [])
 
 
+def test_the_socket_of_a_weight_sync_is_named_after_rays_job_and_nothing_of_the_run() -> None:
+    """Why `weight_sockets` adds the Ray node: two Rays on a machine both have a job of that number."""
+    name = "ipc:///tmp/rl-colocate-zmq-{job_id}-replica-"
+    assert name in inspect.getsource(ServerAdapter.__init__)
+    assert name in inspect.getsource(vLLMColocateWorkerExtension._get_zmq_handle)
+
+
 def test_a_weight_must_fit_into_a_bucket_only_in_shared_memory() -> None:
     """Why the bucket's size is looked at on a CPU only (`plugin.resolvers`): on GPUs a larger weight goes alone."""
     source = inspect.getsource(BucketedWeightSender.async_send_weights)
