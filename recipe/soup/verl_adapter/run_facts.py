@@ -14,12 +14,15 @@ def run_facts(config: Any, prompts_per_epoch: int, seed: int) -> RunFacts:
         seed: of everything that is drawn.
     """
     rollout, prompts_per_step = config.actor_rollout_ref.rollout, config.data.train_batch_size
-    steps = prompts_per_epoch // prompts_per_step * config.trainer.total_epochs
+    steps, asked = (
+        prompts_per_epoch // prompts_per_step * config.trainer.total_epochs,
+        config.trainer.total_training_steps,
+    )
     return RunFacts(
         samples=rollout.n,
         response_length=rollout.response_length,
         seed=seed,
         prompts_per_step=prompts_per_step,
-        last_step=min(config.trainer.total_training_steps or steps, steps),
+        last_step=steps if asked is None else min(asked, steps),
         prompts_per_epoch=prompts_per_epoch,
     )
