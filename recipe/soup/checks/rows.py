@@ -9,8 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.checks.sizes import validates
-from recipe.soup.checks.tables import MAPPING, MESSAGES, OTHER, TEXT, Table, read_table
+from recipe.soup.checks.tables import MAPPING, OTHER, TEXT, Table, read_table
 from recipe.soup.errors import refuse
 
 ACCEPTED_LOOPS = ("single_turn_agent", "soup_agent", "tool_agent")
