@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ def test_little_shared_memory_is_told_and_no_problem(composed: Compose, monkeypa
     config = composed("algorithm=soup", *BASE)
     assert "are free in /dev/shm" in machine.check_shared_memory(config)
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 64 * 10**6))  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(CannotTell, match="0.1 GB free, and Ray's object store wants 1.0 GB.*--shm-size"):
+    with pytest.raises(CannotTell, match=r"0\.1 GB free, and Ray's object store wants 1\.0 GB.*--shm-size"):
         machine.check_shared_memory(config)
 
 
@@ -179,7 +179,7 @@ def test_little_shared_memory_is_told_and_no_problem(composed: Compose, monkeypa
 
 
 @pytest.fixture
-def tried(composed: Compose, tmp_path: Path) -> Iterator[Callable[..., dict[str, str]]]:
+def tried(composed: Compose, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Rows and overrides to what each trial says; what is refused begins with !"""
 
     def try_out(rows: list[dict[str, Any]], *overrides: str) -> dict[str, str]:
@@ -196,7 +196,7 @@ def tried(composed: Compose, tmp_path: Path) -> Iterator[Callable[..., dict[str,
                 said[subject] = f"?{unknown}"
         return said
 
-    yield try_out
+    return try_out
 
 
 def rows(*prompts: Any, **changes: Any) -> list[dict[str, Any]]:
@@ -219,7 +219,7 @@ def test_prompts_that_cannot_be_made(tried: Callable[..., dict[str, str]]) -> No
     said = tried(rows(PROMPT), template)["training prompts"]
     assert said.startswith("!data.train_files=")
     assert "no prompt can be made of its row 0 (TemplateError: no such role)" in said
-    assert "rows cannot be read" in tried([{"prompt": 3}, {"prompt": "x"}])["training prompts"]
+    assert "made of its row 0 (TypeError: " in tried([{"prompt": 3}])["training prompts"]
 
 
 @pytest.mark.parametrize(
