@@ -29,12 +29,30 @@ def check_model(config: DictConfig) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     check_place(config)
-    folder = model_folder(str(config.actor_rollout_ref.model.path))
+    model = config.actor_rollout_ref.model
+    folder = model_folder(str(model.path))
     if folder is None:
         return
-    _check_positions(config, _read_config(folder, str(config.actor_rollout_ref.model.path)))
-    _check_weights(folder, str(config.actor_rollout_ref.model.path))
-    _check_template(config, folder)
+    _check_positions(config, _read_config(KEY, folder))
+    _check_weights(KEY, str(model.path))
+    if model.get("custom_chat_template"):
+        return
+    if model.get("tokenizer_path"):
+        check_template(f"{MODEL}.tokenizer_path", str(model.tokenizer_path))
+    else:
+        check_template(KEY, str(model.path))
+
+
+def check_folder(key: str, path: str) -> None:
+    """Check a model that is only to be sampled.
+
+    Raises:
+        SystemExit: its config cannot be read, or weights or chat template are missing.
+    """
+    if (folder := model_folder(path)) is not None:
+        _read_config(key, folder)
+        _check_weights(key, path)
+        check_template(key, path)
 
 
 def check_place(config: DictConfig) -> None:
@@ -84,22 +102,23 @@ def _cached(name: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read_config(folder: Path, path: str) -> dict[str, Any]:
-    file = folder / "config.json"
+def _read_config(key: str, path: Path) -> dict[str, Any]:
+    file = path / "config.json"
     if not file.exists():  # it is elsewhere: hf_config_path
         return {}
     try:
         read = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise refuse(KEY, path, f"its config.json cannot be read ({first_line(error)}); copy the model anew.") from None
+        raise refuse(key, path, f"its config.json cannot be read ({first_line(error)}); copy the model anew.") from None
     if not isinstance(read, dict):
-        raise refuse(KEY, path, "its config.json is no config of a model; copy the model anew.")
+        raise refuse(key, path, "its config.json is no config of a model; copy the model anew.")
     return read
 
 
-def _check_weights(folder: Path, path: str) -> None:
-    if Path(path).expanduser().is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        raise refuse(KEY, path, "has a config.json but no weights (*.safetensors); copy or download them as well.")
+def _check_weights(key: str, path: str) -> None:
+    folder = Path(path).expanduser()  # of a model in the hub's cache, what is missing will be downloaded
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        raise refuse(key, path, "has a config.json but no weights (*.safetensors); copy or download them as well.")
 
 
 def _check_positions(config: DictConfig, model: dict[str, Any]) -> None:
@@ -120,15 +139,15 @@ def _check_positions(config: DictConfig, model: dict[str, Any]) -> None:
         raise refuse("data.max_response_length", rollout.response_length, f"{why} {cure}")
 
 
-def _check_template(config: DictConfig, folder: Path) -> None:
-    """Check that messages can become a prompt: verl asks the tokenizer's chat template, and has none of its own."""
-    model = config.actor_rollout_ref.model
-    if model.get("custom_chat_template"):
-        return
-    key, path = (f"{MODEL}.tokenizer_path", model.tokenizer_path) if model.get("tokenizer_path") else (KEY, model.path)
-    place = model_folder(str(path))
-    files = None if place is None else [place / name for name in ("tokenizer_config.json", "processor_config.json")]
-    if place is None or files is None or not files[0].is_file():
+def check_template(key: str, path: str) -> None:
+    """Check that messages can become a prompt: verl asks the tokenizer's chat template, and has none of its own.
+
+    Raises:
+        SystemExit: the tokenizer has none.
+    """
+    place = model_folder(path)
+    files = [] if place is None else [place / name for name in ("tokenizer_config.json", "processor_config.json")]
+    if place is None or not files[0].is_file():
         return  # it comes from elsewhere; who loads it will see
     try:
         settings = [json.loads(file.read_text()) for file in files if file.is_file()]
@@ -138,5 +157,5 @@ def _check_template(config: DictConfig, folder: Path) -> None:
     in_settings = any("chat_template" in found or "auto_map" in found for found in settings)
     in_files = any(place.glob("*chat_template*")) or any(any(place.glob(name)) for name in OTHER_TEMPLATES)
     if not in_settings and not in_files:
-        why = "its tokenizer has no chat template, by which verl makes prompts of messages; use an instruct model"
-        raise refuse(key, path, f"{why}, or give a template in {MODEL}.custom_chat_template.")
+        why = "its tokenizer has no chat template, which makes prompts of messages; use an instruct model, or put a"
+        raise refuse(key, path, f"{why} chat_template.jinja there (in verl also {MODEL}.custom_chat_template).")

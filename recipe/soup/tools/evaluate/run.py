@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from recipe.soup.checks.model import check_folder
 from recipe.soup.errors import refuse
 from recipe.soup.mathematics.datasets import DATASETS, load
 from recipe.soup.records.problems import Problem, problems_of, read_problems
@@ -67,6 +68,7 @@ def evaluate(args: argparse.Namespace) -> None:
             raise refuse("data", given, f"a second dataset called {name}; evaluate it by a command of its own.")
         datasets[name] = problems
     model, out = loadable(args.model), args.out or folder_of(args.model)
+    check_folder("model", model)
     sampling = {"n": args.samples, "temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
     shown = {"model": args.model, **sampling, "max_tokens": args.max_tokens, "reward": args.reward}
     settings = {**shown, "weights": weights_fingerprint(model), "reward_source": source_of(reward)}
