@@ -40,7 +40,8 @@ def asked_for(config: DictConfig, standalone_gpus: int = 0) -> Resources:
             pools.append((pool.nnodes, pool.n_gpus_per_node))
     gpus = sum(nodes * per_node for nodes, per_node in pools)
     cpus = gpus * CPUS_WITH_GPU + standalone_gpus * CPUS_WITH_STANDALONE_GPU
-    queue = 1 + (OmegaConf.select(config, UNITS, default=0) if _keeps_units(config) else 0)
+    units = OmegaConf.select(config, UNITS, default=0) if _keeps_units(config) else 0
+    queue = 1 + units if config.trainer.use_v1 else 0  # verl's older trainer has none
     return Resources(cpus + queue + 1, gpus + standalone_gpus)
 
 

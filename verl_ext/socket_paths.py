@@ -4,6 +4,8 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_ext.placement import cluster_address
+
 LIMIT = 107
 """Bytes of the path of a Unix socket."""
 LONGEST_PID = 7
@@ -17,6 +19,8 @@ def check_socket_paths(config: DictConfig) -> None:
     Raises:
         SystemExit: variable, value, what is wrong and what to do.
     """
+    if cluster_address(config) is not None:
+        return
     given = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
     names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]
     if given is not None:

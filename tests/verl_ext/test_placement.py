@@ -25,6 +25,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     ("overrides", "cpus", "gpus"),
     [
         ("trainer.n_gpus_per_node=1", 3 + 9 + 1, 1),
+        ("trainer.n_gpus_per_node=1 trainer.use_v1=false", 3 + 1, 1),
         ("trainer.n_gpus_per_node=8 trainer.nnodes=2", 48 + 9 + 1, 16),
         (f"trainer.n_gpus_per_node=1 {UNITS}=1", 3 + 2 + 1, 1),
         ("trainer.n_gpus_per_node=1 transfer_queue.backend.storage_backend=MooncakeStore", 3 + 1 + 1, 1),

@@ -34,7 +34,8 @@ def check_model(config: DictConfig) -> None:
     if folder is None:
         return
     _check_positions(config, _read_config(KEY, folder))
-    _check_weights(KEY, str(model.path))
+    if config.get("model_engine", "dp") == "dp":  # others may read checkpoints of their own
+        _check_weights(KEY, str(model.path))
     if model.get("custom_chat_template"):
         return
     if model.get("tokenizer_path"):

@@ -106,14 +106,16 @@ def check_trackers(config: DictConfig) -> None:
         module = TRACKERS[name]
         if module and find_spec(module) is None:
             raise refuse(TRACKER, name, f"{module} is not installed here; install it, or leave {name} out.")
-        elsewhere = cluster_address(config) is not None  # where the trainer runs there may be a key
-        if module == "wandb" and not elsewhere and not _wandb_may_log():
+        if module == "wandb" and not _wandb_may_log(config):
             why = "wandb has no key here, and would end the run when it first logs"
             raise refuse(TRACKER, name, f"{why}; run `wandb login`, set WANDB_MODE=offline, or leave {name} out.")
 
 
-def _wandb_may_log() -> bool:
+def _wandb_may_log(config: DictConfig) -> bool:
     """Whether wandb has a key, needs none, or is set up by files of its own."""
+    given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    if cluster_address(config) is not None or any(str(name).startswith("WANDB_") for name in given):
+        return True  # where the trainer runs there may be a key
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in WANDB_NEEDS_NO_KEY:
         return True
     # Any of its other variables or files may bring a key or another server.

@@ -14,8 +14,8 @@ from recipe.soup.errors import first_line, refuse
 FORMATS = (".parquet", ".json", ".jsonl")
 """What verl's dataset reads, by the end of the name."""
 SAMPLED_LINES = 1000
-COUNTED_BYTES = 2**28
-"""Lines of larger files are not counted: that would take longer than a check may."""
+COUNTED_BYTES = 2**25
+"""Rows of larger files are not counted: that would take longer than a check may."""
 MESSAGES, TEXT, MAPPING, OTHER = "messages", "text", "mapping", "other"
 """Kinds of columns."""
 
@@ -84,12 +84,15 @@ def _json(path: Path) -> Table:
     with path.open("rb") as file:
         start = file.read(1024).lstrip()[:1]
         file.seek(0)
-        if start == b"[":
+        small = path.stat().st_size <= COUNTED_BYTES
+        if start == b"[" and small:
             found = json.load(file)
             rows, count = found[:SAMPLED_LINES], len(found)
+        elif start == b"[":
+            head = file.read(COUNTED_BYTES).decode(errors="ignore").lstrip()[1:].lstrip()
+            rows, count = [json.JSONDecoder().raw_decode(head)[0]], None
         else:
             rows = [json.loads(line) for line in islice(file, SAMPLED_LINES) if line.strip()]
-            small = path.stat().st_size <= COUNTED_BYTES
             count = len(rows) + sum(bool(line.strip()) for line in file) if small else None
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("its rows are no mappings of columns")

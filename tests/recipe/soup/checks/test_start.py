@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
@@ -15,8 +16,14 @@ from refusals import sentence
 
 from recipe.soup.checks.callbacks import RefuseWhatCannotRun
 from recipe.soup.checks.config import check_config
+from recipe.soup.checks.correction import REJECTIONS
+from recipe.soup.checks.model import check_folder
+from recipe.soup.checks.outputs import TRACKERS
+from recipe.soup.checks.reward import known_sources
 from recipe.soup.checks.start import AT_START, check_start
+from recipe.soup.checks.tables import read_table
 from recipe.soup.settings import parse_settings
+from recipe.soup.verl_adapter.run_facts import run_facts
 
 Compose = Callable[..., DictConfig]
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
@@ -166,7 +173,7 @@ REFUSED = [
     # Rollout correction.
     (f"{CORRECTION}.rollout_rs=token_k1", f"{CORRECTION}.rollout_rs_threshold=None: "),
     (f"{CORRECTION}.rollout_rs=token {CORRECTION}.rollout_rs_threshold=2", f"{CORRECTION}.rollout_rs=token: "),
-    (f"{CORRECTION}.rollout_rs=token_k2 {CORRECTION}.rollout_rs_threshold=0.5_2", "a number above 0 is wanted"),
+    (f"{CORRECTION}.rollout_rs=token_k2 {CORRECTION}.rollout_rs_threshold='0.5_2'", "a number above 0 is wanted"),
     (f"{CORRECTION}.rollout_is=group", f"{CORRECTION}.rollout_is=group: "),
     (f"{CORRECTION}.rollout_is=token {CORRECTION}.rollout_is_threshold=0", "above 0"),
     # What the run writes.
@@ -213,7 +220,7 @@ ACCEPTED = [
     "trainer.total_training_steps=0 trainer.val_only=true",
     f"{ROLLOUT}.val_kwargs.n=0 trainer.val_before_train=false trainer.test_freq=-1",
     f"{CORRECTION}.rollout_is=token",
-    f"{CORRECTION}.rollout_is=sequence {CORRECTION}.rollout_is_threshold=0.5_2",
+    f"{CORRECTION}.rollout_is=sequence {CORRECTION}.rollout_is_threshold='0.5_2'",
     f"{CORRECTION}.rollout_rs=token_k1 {CORRECTION}.rollout_rs_threshold=2.0",
     f"{CORRECTION}.rollout_rs='token_k1,seq_mean_k3' {CORRECTION}.rollout_rs_threshold='0.5_2,3'",
     f"{CORRECTION}.bypass_mode=true",
@@ -265,8 +272,20 @@ def test_trackers_that_can_log_are_accepted(composed: Compose, out: Path, monkey
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             check_start(config)
+    config.ray_kwargs.ray_init.runtime_env.env_vars = {"WANDB_MODE": "offline"}
+    check_start(config)
+    config.ray_kwargs.ray_init.runtime_env.env_vars = {}
     (Path.home() / ".netrc").write_text("machine ours login user password x\n")
     check_start(config)
+
+
+def test_rows_of_a_large_json_are_not_counted(composed: Compose, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipe.soup.checks.tables.COUNTED_BYTES", 1000)
+    for kind in ("json", "jsonl"):
+        path = out / f"good.{kind}"
+        table = read_table("data.train_files", path)
+        assert (table.rows, table.columns["prompt"]) == (None, "messages")
+        check_start(composed_with(composed, out, "soup", f"data.train_files={path} data.train_batch_size=512"))
 
 
 @pytest.mark.parametrize(("group", "refuses"), [("soup", True), ("grpo", True), ("verl", True), (None, False)])
@@ -284,3 +303,32 @@ def test_a_check_that_breaks_stops_the_run(composed: Compose, monkeypatch: pytes
     monkeypatch.setitem(AT_START, "sizes", broken)
     with pytest.raises(SystemExit, match=r"KeyError.*bug of ours"):
         RefuseWhatCannotRun().on_job_start(composed("algorithm=grpo"))
+
+
+@pytest.mark.parametrize(("folder", "words"), [("hollow", "no weights"), ("no_template", "no chat template")])
+def test_a_model_that_is_only_sampled(out: Path, folder: str, words: str) -> None:
+    check_folder("model", str(out / "whole"))
+    check_folder("model", "nobody/nothing")
+    with pytest.raises(SystemExit, match=rf"^model={out / folder}: .*{words}"):
+        check_folder("model", str(out / folder))
+
+
+@pytest.mark.parametrize(("steps", "last"), [(0, 0), (None, 256), (80, 80), (9999, 256)])
+def test_no_step_is_none(composed: Compose, steps: int | None, last: int) -> None:
+    config = composed("algorithm=soup", "hardware=cpu", "example=countdown")
+    config.trainer.total_training_steps = steps
+    assert run_facts(config, 4096, 0).last_step == last
+
+
+def test_verl_knows_the_same_names(out: Path) -> None:
+    correction = resolve_name("verl.trainer.ppo.rollout_corr_helper.SUPPORTED_ROLLOUT_RS_OPTIONS")
+    assert set(REJECTIONS) == correction
+    trackers = resolve_name("verl.utils.tracking.Tracking").supported_backend
+    assert set(TRACKERS) == {*trackers, "tracking"}
+    score = resolve_name("verl.utils.reward_score.default_compute_score")
+    known = known_sources()
+    assert known is not None
+    assert {"openai/gsm8k", "math_dapo", "hiyouga/geometry3k", "searchR1_nq"} <= known[0]
+    assert known[1] == {"aime"}
+    with pytest.raises(NotImplementedError):
+        score("countdown", "", "")
