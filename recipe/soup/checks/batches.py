@@ -33,6 +33,7 @@ def check_batches(config: DictConfig) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     check_groups(config)
+    _check_fetches(config)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     prompts, mini_batch = config.data.train_batch_size, actor.ppo_mini_batch_size
     if prompts % mini_batch:
@@ -63,6 +64,24 @@ def check_groups(config: DictConfig) -> None:
     if rollout.full_determinism:
         why = "verl then gives every request of an engine the same seed, so the samples of a prompt are all equal"
         raise refuse(f"{ROLLOUT}.full_determinism", True, f"{why}; set it to False.")
+
+
+def _check_fetches(config: DictConfig) -> None:
+    """Check that a step's prompts are whole fetches from the dataset; verl finds out in its first step."""
+    key, fetch, prompts = "data.gen_batch_size", config.data.get("gen_batch_size"), config.data.train_batch_size
+    filters = OmegaConf.select(config, "algorithm.filter_groups", default={})
+    if filters.get("enable") and not filters.get("metric"):
+        key, why = (
+            "algorithm.filter_groups.metric",
+            "groups are filtered by a metric; use reward, or another of verl's.",
+        )
+        raise refuse(key, filters.get("metric"), why)
+    refills = OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups", default=False)
+    # verl itself sets it to 1 where groups may be replaced one by one.
+    one_by_one = filters.get("enable") or refills or "async" in config.trainer.v1.trainer_mode
+    if fetch and config.trainer.use_v1 and not one_by_one and prompts % fetch:
+        why = f"a step's {prompts} prompts are no whole number of such fetches"
+        raise refuse(key, fetch, f"{why}; leave it null, or use a divisor of data.train_batch_size={prompts}.")
 
 
 def _check_engines(config: DictConfig) -> None:
@@ -112,9 +131,17 @@ def _check_ranks(config: DictConfig) -> None:
     if actor.use_dynamic_bsz:
         _check_room(config, sequence_parallel)
         return
-    for key, in_all in ((MICRO_BATCHES[0], samples), (MICRO_BATCHES[2], config.data.train_batch_size * rollout.n)):
+    in_step = config.data.train_batch_size * rollout.n
+    fixed = [(MICRO_BATCHES[0], samples), (MICRO_BATCHES[2], in_step)]
+    if (actor.use_kl_loss or config.algorithm.use_kl_in_reward) and not config.actor_rollout_ref.ref.get(
+        "log_prob_use_dynamic_bsz"
+    ):
+        fixed.append((MICRO_BATCHES[4], in_step))
+    for key, in_all in fixed:
         micro_batch, share = OmegaConf.select(config, key), in_all // ranks
-        if micro_batch is not None and share % micro_batch:
+        if micro_batch is None:  # verl's driver takes the older key as well, its workers do not
+            raise refuse(key, None, f"a rank has {share} samples; use a divisor, or {ACTOR}.use_dynamic_bsz=true.")
+        if share % micro_batch:
             why = f"does not divide the {share} samples of a rank; use a divisor, or {ACTOR}.use_dynamic_bsz=true."
             raise refuse(key, micro_batch, why)
 

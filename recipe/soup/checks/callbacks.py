@@ -29,13 +29,14 @@ class RefuseWrongConfig(Callback):
             print(line, flush=True)
 
 
-class RefuseWrongBatches(Callback):
-    """Refuse, in one sentence, batches that would fail in verl's workers, or in which nothing can be compared."""
+class RefuseWhatCannotRun(Callback):
+    """Refuse, in one sentence, what verl would stumble over minutes later, whatever the algorithm."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from recipe.soup.checks.batches import check_batches
+        require_supported_verl()
+        from recipe.soup.checks.start import check_start
 
-        _check(check_batches, config)
+        _check(check_start, config)
 
 
 class RefuseWrongSettings(Callback):

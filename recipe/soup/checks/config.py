@@ -3,20 +3,18 @@
 Each check raises a SystemExit with one sentence: Hydra would swallow any other exception from its callback.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow.parquet as parquet
-from huggingface_hub import try_to_load_from_cache
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.losses import check_loss, check_partial_rollouts
+from recipe.soup.checks.model import check_place
+from recipe.soup.checks.outputs import check_resume
+from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_dataset
 from recipe.soup.checks.snapshots import check_snapshots
-from recipe.soup.errors import first_line, refuse
+from recipe.soup.checks.tables import read_table
+from recipe.soup.errors import refuse
 from recipe.soup.names import AGENT_NAME, ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.source import BANK_FILE, read_source
@@ -48,7 +46,7 @@ def check_config(config: DictConfig) -> None:
         check_loss(config, settings)
         if config.trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
             check_partial_rollouts(settings)
-    _check_model(config)
+    check_place(config)
     _check_data(config)
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
@@ -95,62 +93,26 @@ _COLUMNS = {
 }
 
 
-def _check_model(config: DictConfig) -> None:
-    key, path = "actor_rollout_ref.model.path", str(config.actor_rollout_ref.model.path)
-    if os.path.exists(os.path.expanduser(path)) or "://" in path:
-        return
-    if path.startswith(("/", "~", ".")):
-        raise refuse(key, path, "no such folder; give a model folder or the name of a model on the hub.")
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
-    if offline and not isinstance(try_to_load_from_cache(path, "config.json"), str):
-        why = (
-            "neither a folder nor in the local hub cache, and HF_HUB_OFFLINE (set by hardware=cpu too) forbids the hub"
-        )
-        raise refuse(key, path, f"{why}; download it first, or run with HF_HUB_OFFLINE=0.")
-
-
-def _files(value: Any) -> list[str]:
-    return [str(item) for item in (value if isinstance(value, list | tuple | ListConfig) else [value])]
-
-
-def _columns(path: Path) -> list[str]:
-    """Return the column names of a dataset in one of the formats that verl reads."""
-    if path.suffix == ".parquet":
-        return parquet.read_schema(path).names
-    if path.suffix != ".jsonl":
-        with suppress(ValueError):  # lines, in a file called .json
-            return list(pd.read_json(path).columns)
-    return list(pd.read_json(path, lines=True).columns)
-
-
 def _check_data(config: DictConfig) -> None:
-    if OmegaConf.select(config, "data.custom_cls.path") is not None:
-        return  # a dataset class of the user's own knows what its files are
-    for key, path in _local_files(config):
-        if not path.exists():
-            raise refuse(key, path, "no such file; give a parquet file with verl's columns.")
-        try:
-            columns = _columns(path)
-        except (OSError, ValueError) as error:
-            why = f"cannot be read as {path.suffix.removeprefix('.') or 'a dataset'} ({first_line(error)})"
-            raise refuse(key, path, f"{why}; give a parquet file with verl's columns.") from None
-        for column, effect in _COLUMNS.items():
-            if column in columns:
-                raise refuse(key, path, f"its column `{column}` {effect}; remove it from the dataset.")
-        for media in ("image_key", "video_key", "audio_key"):
-            name = config.data.get(media)
-            if name in columns:
-                raise refuse(f"data.{media}", name, f"{path} has this column; multimodal data is not supported yet.")
-
-
-def _local_files(config: DictConfig) -> Iterator[tuple[str, Path]]:
-    for key in ("train_files", "val_files"):
-        for name in _files(config.data[key]):
-            if "://" not in name:
-                yield f"data.{key}", Path(name).expanduser()
+    """Check that no column of the data bypasses what SOUP does."""
+    if own_dataset(config):
+        return
+    for name in ("train_files", "val_files"):
+        check_named(config, name)
+        for key, path in local_files(config, name):
+            columns = read_table(key, path).columns
+            for column, effect in _COLUMNS.items():
+                if column in columns:
+                    raise refuse(key, path, f"its column `{column}` {effect}; remove it from the dataset.")
+            for media in MULTI_MEDIA:
+                column = config.data.get(media)
+                if column in columns:
+                    why = f"{path} has this column; multimodal data is not supported yet."
+                    raise refuse(f"data.{media}", column, why)
 
 
 def _check_resume(config: DictConfig, source: str) -> None:
+    check_resume(config)
     trainer = config.trainer
     if trainer.resume_mode == "resume_path":
         key, folder = "trainer.resume_from_path", Path(str(trainer.resume_from_path))

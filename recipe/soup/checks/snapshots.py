@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from recipe.soup.checks.snapshot_memory import check_memory
 from recipe.soup.errors import refuse
-from recipe.soup.settings import POLICIES, SnapshotSettings
+from recipe.soup.settings import POLICIES, SnapshotSettings, parse_settings
 from verl_ext.historical_policy.snapshots import checkpoint_files
 
 SETTINGS = "algorithm.soup.snapshot"
@@ -51,10 +51,24 @@ def _check_weights(key: str, path: str) -> None:
             raise refuse(key, path, str(error)) from None
 
 
-def _check_gpus(config: DictConfig, settings: SnapshotSettings) -> None:
+def standalone_gpus(config: DictConfig) -> int:
+    """Return the GPUs that the historical policy's own engine takes beside the trainer's; 0 if there is none."""
+    given = config.algorithm.get("soup")
+    if given is None:
+        return 0
+    settings = parse_settings(given, config.actor_rollout_ref.rollout.response_length)
+    if not settings.mixes or settings.source != "snapshot" or settings.snapshot.placement != "standalone":
+        return 0
+    return settings.snapshot.n_gpus or _replica_gpus(config)
+
+
+def _replica_gpus(config: DictConfig) -> int:
     rollout = config.actor_rollout_ref.rollout
-    size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    n_gpus = settings.n_gpus
+    return rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+
+
+def _check_gpus(config: DictConfig, settings: SnapshotSettings) -> None:
+    size, n_gpus = _replica_gpus(config), settings.n_gpus
     if settings.placement == "colocated" and n_gpus is not None:
         raise refuse(f"{SETTINGS}.n_gpus", n_gpus, "colocated replicas use all the trainer's GPUs; leave it null.")
     if n_gpus is not None and (n_gpus < 1 or n_gpus % size):

@@ -25,14 +25,15 @@ def main() -> None:
     for key, value in config.ray_kwargs.ray_init.runtime_env.get("env_vars", {}).items():
         os.environ.setdefault(key, str(value))
 
-    from recipe.soup.checks.batches import check_groups
     from recipe.soup.checks.config import check_config
+    from recipe.soup.checks.start import IN_ANY_DRIVER
     from recipe.soup.lab.driver import Lab
     from recipe.soup.lab.refusals import check_lab_config
     from verl_ext.health import RunEndedError
 
     check_lab_config(config)
-    check_groups(config)
+    for check in IN_ANY_DRIVER.values():
+        check(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
     try:

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 
 COMMANDS = {
     "compare": ("recipe.soup.tools.compare.run:compare", "run configurations x seeds, and report"),
+    "doctor": ("recipe.soup.tools.doctor.run:doctor", "say what would keep a run from starting here"),
     "eval": ("recipe.soup.tools.evaluate.run:evaluate", "sample a checkpoint on benchmarks, and grade it"),
     "plot": ("recipe.soup.tools.plot:plot", "draw a run"),
     "show": ("recipe.soup.tools.show:show", "print a run's samples, history in another colour"),

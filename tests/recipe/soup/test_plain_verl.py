@@ -57,7 +57,7 @@ def test_trainer_and_agent_loop_are_verls(composed: Compose) -> None:
         config = compose("ppo_trainer", ["algorithm=verl"], return_hydra_config=True)
         with pytest.raises(HydraException, match=r"algorithm\.soup\.mixed_share"):
             compose("ppo_trainer", ["algorithm=verl", "example=countdown", "algorithm.soup.mixed_share=0.5"])
-    assert set(config.hydra.callbacks) == {"attention", "result", "batches"}
+    assert set(config.hydra.callbacks) == {"attention", "result", "last_words", "start"}
 
 
 def test_the_lab_refuses_it_in_one_sentence(tmp_path: Path, clean_environ: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from recipe.soup.checks.model import check_folder
 from recipe.soup.errors import refuse
 from recipe.soup.mathematics.datasets import DATASETS
 from recipe.soup.records.problems import Problem
@@ -50,6 +51,7 @@ def evaluate(args: argparse.Namespace) -> None:
     overrides = [given for given in args.data if "=" in given and not Path(given).exists()]
     model, out = loadable(args.model), args.out or folder_of(args.model)
     config = config_of(args, model, overrides)
+    check_folder("model", model, template=not config.actor_rollout_ref.model.custom_chat_template)
     grader, prompts = Grader(config), Prompts(config)
     datasets: dict[str, list[Problem]] = {}
     for given in (given for given in args.data if given not in overrides):

@@ -446,7 +446,7 @@ def test_only_soup_refuses(group: str | None, refuses: bool) -> None:
     ("overrides", "words"),
     [
         ([*BASE, "algorithm.soup.lag=-3"], "algorithm.soup.lag=-3"),
-        (["algorithm=grpo", "hardware='cpu'"], "hardware=cpu"),
+        (["algorithm=grpo", "example=countdown", "hardware='cpu'"], "hardware=cpu"),
     ],
 )
 def test_the_command_ends_with_one_sentence_before_ray_starts(

@@ -1,0 +1,160 @@
+"""Whether this machine, or the Ray cluster, has room for the run: GPUs and their memory, shared memory, disk."""
+
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.checks.outputs import check_writable, existing
+from recipe.soup.checks.snapshot_memory import GB, gpu_bytes, parameters, trainer_bytes
+from recipe.soup.checks.snapshots import standalone_gpus
+from recipe.soup.errors import refuse
+from verl_ext.placement import Resources, asked_for, cluster_address, compare, here
+
+ROLLOUT = "actor_rollout_ref.rollout"
+SHARED_MEMORY = Path("/dev/shm")
+FLOAT32, BFLOAT16 = 4, 2
+"""Bytes of a number."""
+
+
+class CannotTell(Exception):
+    """What is asked is not known here; the words say why."""
+
+
+def check_resources(config: DictConfig) -> str:
+    """Compare CPUs and GPUs that verl asks for with those of this machine, or of the Ray cluster that it will join.
+
+    Raises:
+        SystemExit: there are fewer.
+        CannotTell: the cluster does not answer.
+    """
+    asked, address = asked_for(config, standalone_gpus(config)), cluster_address(config)
+    if address is not None:
+        compare(config, asked, _of_cluster(address), f"the Ray cluster at {address} has")
+        return f"the Ray cluster at {address} has the {asked.cpus:g} CPUs and {asked.gpus:g} GPUs that verl asks for"
+    there = here(config)
+    if there is None:
+        raise CannotTell(f"accelerators of trainer.device={config.trainer.device} are not counted here")
+    compare(config, asked, there, "this machine has")
+    has = f"its Ray will have {there.cpus:g} and {there.gpus:g}"
+    return f"verl asks for {asked.cpus:g} CPUs and {asked.gpus:g} GPUs, and {has}"
+
+
+def _of_cluster(address: str) -> Resources:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # whatever Ray raises
+        raise CannotTell(f"the Ray cluster at {address} does not answer ({type(error).__name__})") from error
+    try:
+        total = ray.cluster_resources()
+    finally:
+        ray.shutdown()
+    return Resources(total.get("CPU", 0), total.get("GPU", 0))
+
+
+def check_gpu_memory(config: DictConfig) -> str:
+    """Check that weights and optimizer, and vLLM's share beside them, fit on a GPU.
+
+    Raises:
+        SystemExit: they do not; the sentence has the sum.
+        CannotTell: GPU or weights are not here.
+    """
+    if config.trainer.device == "cpu":
+        return "there is none to fill: hardware=cpu"
+    rollout, key = config.actor_rollout_ref.rollout, f"{ROLLOUT}.gpu_memory_utilization"
+    total, count = gpu_bytes(), parameters(str(config.actor_rollout_ref.model.path))
+    if total is None or count is None:
+        raise CannotTell(f"{'no GPU' if total is None else 'no weights'} on this machine; ask on the one that will run")
+    share = rollout.gpu_memory_utilization
+    weights = count * (FLOAT32 if rollout.dtype == "float32" else BFLOAT16) / rollout.tensor_model_parallel_size
+    if weights >= share * total and not rollout.get("quantization"):
+        room = f"{share:g} x {total / GB:.0f} GB"
+        why = f"the weights alone have {weights / GB:.1f} GB on each GPU, of {room}"
+        raise refuse(key, share, f"{why}; raise it, or {ROLLOUT}.tensor_model_parallel_size.")
+    trainer = trainer_bytes(config, count)
+    needed = f"{share:g} x {total / GB:.0f} GB of vLLM + {trainer / GB:.1f} GB of weights and optimizer in the trainer"
+    if share * total + trainer > total:
+        cure = "lower it, or set actor_rollout_ref.actor.fsdp_config.param_offload and optimizer_offload"
+        raise refuse(key, share, f"{needed} are more than a GPU of {total / GB:.0f} GB; {cure}.")
+    return f"{needed} fit on a GPU of {total / GB:.0f} GB"
+
+
+def check_shared_memory(config: DictConfig) -> str:
+    """Look whether Ray's object store fits into shared memory, in which NCCL and vLLM's processes meet as well.
+
+    Raises:
+        CannotTell: it does not; Ray then takes the disk, which is slow, and what NCCL needs depends on the GPUs.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    asked = OmegaConf.select(config, "ray_kwargs.ray_init.object_store_memory")
+    if asked is None:
+        from ray._common.utils import get_system_memory
+
+        asked = min(0.3 * get_system_memory(), 200 * GB)  # Ray's default
+    if cluster_address(config) is None and free < asked:
+        store = f"{SHARED_MEMORY} has {free / GB:.1f} GB free, and Ray's object store wants {asked / GB:.1f} GB"
+        raise CannotTell(f"{store}: it would lie on the disk, which is slow; raise --shm-size of the container")
+    return f"{free / GB:.1f} GB are free in {SHARED_MEMORY}"
+
+
+def check_disk(config: DictConfig) -> str:
+    """Check that the checkpoints of the whole run fit where they are written.
+
+    Raises:
+        SystemExit: they do not.
+        CannotTell: the weights are not here, so their size is not known.
+    """
+    trainer, key = config.trainer, "trainer.default_local_dir"
+    if trainer.save_freq <= 0:
+        return "no checkpoints are written (trainer.save_freq)"
+    folder = Path(trainer.default_local_dir)
+    check_writable(key, folder)
+    free, size = shutil.disk_usage(existing(folder)).free, checkpoint_bytes(config)
+    if size is None:
+        raise CannotTell(f"{free / GB:.1f} GB are free in {existing(folder)}; the model's size is not known here")
+    kept = _checkpoints(config)
+    room = f"a checkpoint takes about {size / GB:.2g} GB, and {free / GB:.1f} GB are free in {existing(folder)}"
+    if size > free:
+        raise refuse(key, folder, f"{room}; make room, or give a folder on another disk.")
+    if kept is not None and kept * size > free:
+        why = f"{room}, which is less than the {kept} of this run take"
+        raise refuse(key, folder, f"{why}; set trainer.max_actor_ckpt_to_keep, or save less often.")
+    return room
+
+
+def checkpoint_bytes(config: DictConfig) -> float | None:
+    """Return the bytes of a checkpoint by its contents; None if the model's weights are not on this machine."""
+    count = parameters(str(config.actor_rollout_ref.model.path))
+    if count is None:
+        return None
+    actor = config.actor_rollout_ref.actor
+    dtype: Any = (actor.get("fsdp_config") or {}).get("model_dtype")
+    width = FLOAT32 if str(dtype or "fp32") in ("fp32", "float32") else BFLOAT16
+    copies = {"model": 1, "optimizer": 2, "hf_model": 1}  # Adam's two moments
+    return sum(count * width * copies.get(part, 0) for part in actor.checkpoint.save_contents)
+
+
+def _checkpoints(config: DictConfig) -> int | None:
+    """Return how many checkpoints lie there in the end; None if the number of steps is the data's."""
+    kept, steps = config.trainer.get("max_actor_ckpt_to_keep"), config.trainer.total_training_steps
+    made = None if steps is None else math.ceil(steps / config.trainer.save_freq)
+    return kept if made is None or (kept is not None and kept < made) else made
+
+
+def check_memory(config: DictConfig) -> str:
+    """Look at the memory that is free.
+
+    Raises:
+        CannotTell: it may not be enough.
+    """
+    from verl_ext.cpu.machine import memory_warning
+
+    if warning := memory_warning():
+        raise CannotTell(warning.rstrip("."))
+    return f"{os.cpu_count()} cores, and memory for a small run"

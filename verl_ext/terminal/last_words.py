@@ -1,0 +1,43 @@
+"""A Hydra callback that ends the terminal of a failed run with the failure's cause, in one line.
+
+Below it would be Hydra's advice on stack traces, above that Ray's and verl's; and where samples or engines failed, the
+cause itself stands only in their log.
+"""
+
+import atexit
+import sys
+from contextlib import suppress
+from typing import Any
+
+import ray
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from verl_ext.causes import LoggedCause, cause_of
+
+HANDLER = "verl_ext_last_words"
+
+
+class LastWords(Callback):
+    """Prints `The run failed: <cause>` when the process ends, after everything else."""
+
+    def __init__(self) -> None:
+        self._logged = LoggedCause()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with suppress(ImportError):  # Ray's own; without it the cause is what the exception says
+            from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+            global_worker_stdstream_dispatcher.add_handler(HANDLER, self._take)
+
+    def _take(self, batch: dict[str, Any]) -> None:
+        self._logged.take((batch.get("ip"), batch.get("pid")), batch.get("lines", []))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status is JobStatus.FAILED and isinstance(job_return._return_value, BaseException):
+            atexit.register(self._say, job_return._return_value)
+
+    def _say(self, error: BaseException) -> None:
+        ray.shutdown()  # which prints what it still has
+        print(f"\nThe run failed: {cause_of(error, self._logged)}", file=sys.stderr, flush=True)
