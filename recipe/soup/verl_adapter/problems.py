@@ -41,10 +41,13 @@ class Prompts:
         if not self.tokenizer.chat_template:
             why = "its tokenizer has no chat template, in which problems are asked"
             raise refuse(key, path, f"{why}; give one as actor_rollout_ref.model.custom_chat_template.")
+        if self.tokenizer.eos_token_id is None:
+            raise refuse(key, path, "its tokenizer has no eos_token, so no response would end; set one in its folder.")
         self._builder = create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=model.hf_config.model_type,
             chat_template_kwargs=config.data.get("apply_chat_template_kwargs") or {},
+            processor=model.processor,
         )
 
     def ids(self, messages: Messages) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,33 +11,36 @@ from recipe.soup.errors import refuse
 from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.settings import SoupSettings, parse_settings
 from recipe.soup.tools.doctor.machine import CannotTell
+from recipe.soup.verl_adapter.problems import Prompts
 from recipe.soup.verl_adapter.run_facts import run_facts
-from recipe.soup.verl_adapter.trial import GRADED, Tried, load_tokenizer, try_prompts, try_reward
+from recipe.soup.verl_adapter.trial import Tried, load_prompts, try_prompts, try_reward
 
-SETS = {"train_files": "training", "val_files": "validation"}
+SETS = {"train": "training", "val": "validation"}
+GRADED = 4
+"""Of each set so many problems have responses graded."""
 
 
 @dataclass
 class Trials:
     """Tries one thing after the other; a later one needs what an earlier one loaded."""
 
-    loaded: tuple[Any, Any, str] | None = None
+    loaded: Prompts | None = None
     tried: dict[str, Tried] = field(default_factory=dict)
 
     def all(self) -> dict[str, Callable[[DictConfig], str]]:
         """Return each by its subject, in their order."""
         return {
             "tokenizer": self.tokenizer,
-            "training prompts": lambda config: self.prompts(config, "train_files"),
-            "validation prompts": lambda config: self.prompts(config, "val_files"),
+            "training prompts": lambda config: self.prompts(config, "train"),
+            "validation prompts": lambda config: self.prompts(config, "val"),
             "reward's scores": self.reward,
             "steps and age": check_age,
         }
 
     def tokenizer(self, config: DictConfig) -> str:
         """Load it. Raises a SystemExit if it cannot be."""
-        self.loaded = load_tokenizer(config)
-        tokenizer = self.loaded[0]
+        self.loaded = load_prompts(config)
+        tokenizer = self.loaded.tokenizer
         return f"a response ends with {tokenizer.eos_token}, padding is {tokenizer.pad_token}"
 
     def prompts(self, config: DictConfig, name: str) -> str:
@@ -50,8 +52,8 @@ class Trials:
         """
         if self.loaded is None:
             raise CannotTell("the tokenizer was not loaded")
-        if any("://" in file for file in files(config.data[name])):
-            raise CannotTell(f"data.{name} is not on this machine")
+        if any("://" in file for file in files(config.data[f"{name}_files"])):
+            raise CannotTell(f"data.{name}_files is not on this machine")
         tried = self.tried[name] = try_prompts(config, self.loaded, name)
         most, key = config.data.max_prompt_length, "data.max_prompt_length"
         long = sum(length > most for length in tried.lengths)
@@ -74,10 +76,10 @@ class Trials:
             raise CannotTell("there were no prompts to answer")
         if not needs_truth(config):
             raise CannotTell("a reward model or a manager of your own grades")
-        rows = [row for tried in self.tried.values() for row in tried.rows[:GRADED]]
-        scores = try_reward(config, rows)
+        problems = [problem for tried in self.tried.values() for problem in tried.problems[:GRADED]]
+        scores = try_reward(config, problems)
         given = ", ".join(f"{value:g}" for value in sorted(set(scores)))
-        return f"empty responses and the ground truths' own texts, for {len(rows)} rows, have the reward {given}"
+        return f"empty responses and the ground truths' own texts, for {len(problems)} rows, have the reward {given}"
 
 
 def check_age(config: DictConfig) -> str:
@@ -102,8 +104,11 @@ def check_age(config: DictConfig) -> str:
         why = f"{epoch}, and a run of {facts.last_step} sees no prompt twice, so there is nothing to replay"
         raise refuse("algorithm.soup.source", "replay", f"{why}; train for several epochs, or use lookahead.")
     if settings.source != "replay" and settings.lag >= facts.last_step:
-        why = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
-        raise refuse("algorithm.soup.lag", settings.lag, f"{why}; use a smaller one, or train longer.")
+        # Not with `ramp` and `fill`, which mix with younger prefixes meanwhile.
+        never = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
+        if settings.warm_start == "pure":
+            raise refuse("algorithm.soup.lag", settings.lag, f"{never}; use a smaller one, or train longer.")
+        return f"{never} as lag={settings.lag}; warm_start={settings.warm_start} has younger ones"
     return f"{epoch}; the run has {facts.last_step}, and lag={settings.lag}"
 
 
