@@ -101,10 +101,13 @@ def check_age(config: DictConfig) -> str:
     if settings.source == "replay" and facts.last_step <= used // prompts:
         why = f"{epoch}, and a run of {facts.last_step} sees no prompt twice, so there is nothing to replay"
         raise refuse("algorithm.soup.source", "replay", f"{why}; train for several epochs, or use lookahead.")
-    if settings.source != "replay" and settings.lag >= facts.last_step:
-        why = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
-        raise refuse("algorithm.soup.lag", settings.lag, f"{why}; use a smaller one, or train longer.")
-    return f"{epoch}; the run has {facts.last_step}, and lag={settings.lag}"
+    if settings.source == "replay" or settings.lag < facts.last_step:
+        return f"{epoch}; the run has {facts.last_step}, and lag={settings.lag}"
+    why = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
+    if settings.warm_start == "pure":
+        cure = "nothing is mixed then (warm_start=pure); use a smaller one, or train longer."
+        raise refuse("algorithm.soup.lag", settings.lag, f"{why}, and {cure}")
+    return f"{why} as lag={settings.lag}"
 
 
 def _mixing(config: DictConfig) -> SoupSettings | None:

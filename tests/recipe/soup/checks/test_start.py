@@ -9,6 +9,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
@@ -332,3 +334,23 @@ def test_verl_knows_the_same_names(out: Path) -> None:
     assert known[1] == {"aime"}
     with pytest.raises(NotImplementedError):
         score("countdown", "", "")
+
+
+def test_kinds_of_columns_whose_keys_are_in_the_rows(composed: Compose, tmp_path: Path) -> None:
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    for prompt in (
+        pa.list_(message),
+        pa.large_list(message),
+        pa.list_(message, 1),
+        pa.list_(pa.map_("string", "string")),
+    ):
+        kinds = {
+            "prompt": prompt,
+            "reward_model": pa.map_("string", "string"),
+            "data_source": pa.dictionary("int8", "string"),
+        }
+        messages = row()["prompt"] if not pa.types.is_map(prompt.value_type) else [list(row()["prompt"][0].items())]
+        values = {"prompt": messages, "reward_model": [("ground_truth", "22")], "data_source": "x"}
+        table = pa.table({name: pa.array([values[name]] * 16, kind) for name, kind in kinds.items()})
+        parquet.write_table(table, tmp_path / "rows.parquet")
+        check_start(composed_with(composed, tmp_path, "soup", "data.train_files={out}/rows.parquet"))

@@ -281,12 +281,13 @@ def test_a_tokenizer_that_cannot_end_a_response(
     ("overrides", "words"),
     [
         ("", "64 rows are 4 steps of 16 prompts; the run has 4, and lag=2"),
-        ("algorithm.soup.lag=4", "algorithm.soup.lag=4: the run has 4 steps"),
+        ("algorithm.soup.lag=4", "so no prefix ever gets as old as lag=4"),
+        ("algorithm.soup.lag=4 algorithm.soup.warm_start=pure", "algorithm.soup.lag=4: the run has 4 steps"),
         ("algorithm.soup.lag=4 trainer.total_epochs=2", "the run has 8, and lag=4"),
-        ("algorithm.soup.lag=2 trainer.total_training_steps=2", "algorithm.soup.lag=2: the run has 2 steps"),
+        ("algorithm.soup.lag=2 trainer.total_training_steps=2", "the run has 2 steps"),
         ("algorithm.soup.source=replay", "algorithm.soup.source=replay: 64 rows are 4 steps"),
         ("algorithm.soup.source=replay trainer.total_epochs=2", "the run has 8"),
-        ("data.train_max_samples=32", "algorithm.soup.lag=2: the run has 2 steps (32 rows are 2 steps"),
+        ("data.train_max_samples=32", "the run has 2 steps (32 rows are 2 steps"),
         ("algorithm.soup.mixed_share=0 algorithm.soup.lag=99", "the run has 4"),
     ],
 )
