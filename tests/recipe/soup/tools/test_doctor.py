@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from recipe.soup.checks.start import AT_START
 from recipe.soup.tools.cli import main
-from recipe.soup.tools.doctor import environment, machine
-from recipe.soup.tools.doctor.machine import CannotTell, checkpoint_bytes
+from recipe.soup.tools.doctor import disk, environment, machine
+from recipe.soup.tools.doctor.disk import checkpoint_bytes
+from recipe.soup.tools.doctor.machine import CannotTell
 from recipe.soup.tools.doctor.run import INSTEAD, OK, PROBLEM, UNKNOWN, examine
 from recipe.soup.tools.doctor.trials import Trials, check_age
 from verl_ext.placement import Resources
@@ -153,18 +154,18 @@ def test_checkpoints_must_fit_where_they_are_written(
     config = composed("algorithm=soup", *BASE, place)
     assert checkpoint_bytes(config) == pytest.approx(4_086_532, rel=0.05)  # of a real run's model and optimizer files
     config.actor_rollout_ref.actor.checkpoint.save_contents = ["model", "optimizer", "extra", "hf_model"]
-    monkeypatch.setattr(machine, "parameters", lambda _: 1e9)
+    monkeypatch.setattr(disk, "parameters", lambda _: 1e9)
     for free, words in ((15, "a checkpoint takes about 16 GB"), (63, "the 4 of this run take"), (65, None)):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free * GB))  # pyright: ignore[reportAttributeAccessIssue]
         if words:
             with pytest.raises(SystemExit, match=words):
-                machine.check_disk(config)
+                disk.check_disk(config)
         else:
-            assert str(tmp_path) in machine.check_disk(config)
+            assert str(tmp_path) in disk.check_disk(config)
     config.trainer.max_actor_ckpt_to_keep = 1
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 20 * GB))  # pyright: ignore[reportAttributeAccessIssue]
-    machine.check_disk(config)
-    assert "no checkpoints" in machine.check_disk(composed("algorithm=soup", *BASE, "trainer.save_freq=-1"))
+    disk.check_disk(config)
+    assert "no checkpoints" in disk.check_disk(composed("algorithm=soup", *BASE, "trainer.save_freq=-1"))
 
 
 def test_little_shared_memory_is_told_and_no_problem(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
