@@ -192,7 +192,7 @@ REFUSED = [
     ("trainer.resume_mode=resume_path trainer.resume_from_path={out}/good", "global_step_N"),
     ("trainer.resume_mode=latest", "trainer.resume_mode=latest: "),
     # The machine.
-    ("ray_kwargs.ray_init.num_cpus=5", "verl reserves 6 CPUs in all, but this machine has 5"),
+    ("ray_kwargs.ray_init.num_cpus=4", "verl reserves 5 CPUs in all, but this machine has 4"),
     ("trainer.n_gpus_per_node=4", "trainer.n_gpus_per_node=4: a run of 4 GPUs in all, but this machine has 2"),
     # SOUP's own.
     (f"{MODEL}.lora_rank=8 algorithm.soup.source=snapshot", f"{MODEL}.lora.merge=False: "),
@@ -231,7 +231,7 @@ ACCEPTED = [
     "algorithm.filter_groups.enable=true data.gen_batch_size=32",
     "trainer.logger=console",
     "trainer.save_freq=-1 trainer.default_local_dir=/proc/x",
-    "ray_kwargs.ray_init.num_cpus=6",
+    "ray_kwargs.ray_init.num_cpus=5",
     "trainer.n_gpus_per_node=2",
     f"{ACTOR}.optim.lr=0",
 ]

@@ -123,7 +123,7 @@ def test_versions_are_held_against_the_packages_own_pins(composed: Compose, monk
 def test_a_cluster_is_asked(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed("algorithm=grpo", "trainer.nnodes=2", "+ray_kwargs.ray_init.address=10.0.0.1:6379")
     monkeypatch.setattr(machine, "_of_cluster", lambda _: Resources(256, 16))
-    assert "10.0.0.1:6379 has the 58 CPUs and 16 GPUs" in machine.check_resources(config)
+    assert "10.0.0.1:6379 has the 57 CPUs and 16 GPUs" in machine.check_resources(config)
     monkeypatch.setattr(machine, "_of_cluster", lambda _: Resources(256, 8))
     with pytest.raises(SystemExit, match=r"the Ray cluster at 10\.0\.0\.1:6379 has 8"):
         machine.check_resources(config)
