@@ -1,7 +1,7 @@
 """What verl and TransferQueue ask Ray for, and whether there is as much: where there is not, verl waits for ever.
 
 verl reserves three CPUs with each GPU of a pool, and each process of TransferQueue keeps one. Every other actor
-(trainer, agent loops, reward workers, vLLM servers) needs a free one while it is placed, and gives it back.
+(trainer, agent loops, reward workers, vLLM servers) asks for none, and Ray places it also where none is free.
 """
 
 import os
@@ -42,7 +42,7 @@ def asked_for(config: DictConfig, standalone_gpus: int = 0) -> Resources:
     cpus = gpus * CPUS_WITH_GPU + standalone_gpus * CPUS_WITH_STANDALONE_GPU
     units = OmegaConf.select(config, UNITS, default=0) if _keeps_units(config) else 0
     queue = 1 + units if config.trainer.use_v1 else 0  # verl's older trainer has none
-    return Resources(cpus + queue + 1, gpus + standalone_gpus)
+    return Resources(cpus + queue, gpus + standalone_gpus)
 
 
 def _keeps_units(config: DictConfig) -> bool:

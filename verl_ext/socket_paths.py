@@ -8,6 +8,8 @@ from verl_ext.placement import cluster_address
 
 LIMIT = 107
 """Bytes of the path of a Unix socket."""
+WEIGHTS = "/tmp"
+"""Where verl's socket for weights is, whatever TMPDIR says."""
 LONGEST_PID = 7
 """Digits."""
 IN_SESSION = f"session_2026-01-01_00-00-00_000000_{'0' * LONGEST_PID}/sockets/plasma_store"
@@ -21,6 +23,10 @@ def check_socket_paths(config: DictConfig) -> None:
     """
     if cluster_address(config) is not None:
         return
+    if not os.access(WEIGHTS, os.W_OK | os.X_OK):
+        raise SystemExit(
+            f"{WEIGHTS} cannot be written, but verl hands weights to vLLM through a socket there; mend it."
+        )
     given = OmegaConf.select(config, "ray_kwargs.ray_init._temp_dir")
     names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]
     if given is not None:

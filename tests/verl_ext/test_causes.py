@@ -103,6 +103,11 @@ def test_an_actor_that_died_in_its_start_is_named_by_its_error() -> None:
         ),
         # A sample that was lost earlier is not why a worker failed.
         (ValueError("data size must be divisible"), AGENT_LOG, "ValueError: data size must be divisible"),
+        (
+            RuntimeError("connection lost"),
+            f"{ENGINE_LOG}\nThe vLLM engine died; its own error stands further up. {ENDED}",
+            "ValueError: No available memory for the cache blocks. (The vLLM engine died)",
+        ),
         (RuntimeError("connection lost"), f"(TaskRunner) \nThe engine died. {ENDED}", f"The engine died. {ENDED}"),
     ],
 )
@@ -137,6 +142,7 @@ def test_lines_of_several_processes_do_not_mix() -> None:
         ("verl.trainer.ppo.v1.trainer_base.PPOTrainer", "def _validate("),
         ("vllm.v1.engine.core", "EngineCore failed to start"),
         ("vllm.v1.engine.utils", "See root cause above"),
+        ("verl_ext.health", "died; its own error"),
     ],
 )
 def test_verl_and_vllm_still_say_so(symbol: str, words: str) -> None:

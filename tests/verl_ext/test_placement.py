@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 
 import pytest
+import ray
 from omegaconf import DictConfig
+from ray.util.placement_group import placement_group
 from refusals import sentence
 
 from verl_ext import placement
 from verl_ext.placement import Resources, asked_for, check_placement, cluster_address
 
 Compose = Callable[..., DictConfig]
+
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
 
@@ -24,15 +27,15 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "cpus", "gpus"),
     [
-        ("trainer.n_gpus_per_node=1", 3 + 9 + 1, 1),
-        ("trainer.n_gpus_per_node=1 trainer.use_v1=false", 3 + 1, 1),
-        ("trainer.n_gpus_per_node=8 trainer.nnodes=2", 48 + 9 + 1, 16),
-        (f"trainer.n_gpus_per_node=1 {UNITS}=1", 3 + 2 + 1, 1),
-        ("trainer.n_gpus_per_node=1 transfer_queue.backend.storage_backend=MooncakeStore", 3 + 1 + 1, 1),
+        ("trainer.n_gpus_per_node=1", 3 + 9, 1),
+        ("trainer.n_gpus_per_node=1 trainer.use_v1=false", 3, 1),
+        ("trainer.n_gpus_per_node=8 trainer.nnodes=2", 48 + 9, 16),
+        (f"trainer.n_gpus_per_node=1 {UNITS}=1", 3 + 2, 1),
+        ("trainer.n_gpus_per_node=1 transfer_queue.backend.storage_backend=MooncakeStore", 3 + 1, 1),
         (
             "trainer.n_gpus_per_node=1 reward.reward_model.enable_resource_pool=true reward.reward_model.nnodes=1 "
             "reward.reward_model.n_gpus_per_node=2",
-            9 + 9 + 1,
+            9 + 9,
             3,
         ),
     ],
@@ -59,11 +62,11 @@ def test_a_machine_with_less_is_refused(composed: Compose, monkeypatch: pytest.M
     config = composed("algorithm=grpo", "trainer.n_gpus_per_node=1")
     for there, words in (
         (Resources(64, 0), "trainer.n_gpus_per_node=1: a run of 1 GPUs in all, but this machine has 0"),
-        (Resources(12, 1), "ray_kwargs.ray_init.num_cpus=None: verl reserves 13 CPUs in all, but this machine has 12"),
+        (Resources(11, 1), "ray_kwargs.ray_init.num_cpus=None: verl reserves 12 CPUs in all, but this machine has 11"),
     ):
         monkeypatch.setattr(placement, "here", lambda _, there=there: there)
         assert sentence(check_placement, config).startswith(words)
-    for there in (Resources(13, 1), None):
+    for there in (Resources(12, 1), None):
         monkeypatch.setattr(placement, "here", lambda _, there=there: there)
         check_placement(config)
 
@@ -98,3 +101,23 @@ def test_a_cluster_is_not_judged_by_this_machine(composed: Compose, monkeypatch:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert cluster_address(config) == "auto"
     assert cluster_address(composed("algorithm=grpo", "hardware=cpu")) is None  # always a Ray of its own
+
+
+def test_rays_actors_ask_for_nothing_unless_they_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that as many CPUs as are reserved are enough, and one less is not: seen with a Ray of its own."""
+
+    class Quiet:  # in here, so that Ray sends it along
+        def ping(self) -> bool:
+            return True
+
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        keeps = [ray.remote(num_cpus=1)(Quiet).remote() for _ in range(2)]
+        assert ray.get([actor.ping.remote() for actor in keeps]) == [True, True]
+        enough = placement_group([{"CPU": 1}], strategy="STRICT_PACK")
+        assert enough.wait(30)
+        assert ray.get(ray.remote(Quiet).remote().ping.remote(), timeout=30)  # none is free
+        assert not placement_group([{"CPU": 1}], strategy="STRICT_PACK").wait(2)
+    finally:
+        ray.shutdown()

@@ -1,6 +1,8 @@
 """A temporary folder whose sockets would have too long a path."""
 
+import inspect
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 import pytest
 from omegaconf import DictConfig
@@ -32,6 +34,12 @@ def test_a_long_folder_is_refused_where_ray_refuses_it(
             check_socket_paths(config)
             longest = folder
     assert len(longest) < 79
+
+
+def test_verls_own_folder_must_be_writable(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert sentence(check_socket_paths, composed("algorithm=grpo")).startswith("/tmp cannot be written")
+    assert "ipc:///tmp/" in inspect.getsource(resolve_name("verl.workers.rollout.vllm_rollout.utils"))
 
 
 def test_rays_own_key_counts_first(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

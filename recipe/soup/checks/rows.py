@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipe.soup.checks.tables import MAPPING, OTHER, TEXT, Table, read_table
+from recipe.soup.checks.tables import MAP, MAPPING, OTHER, TEXT, Table, read_table
 from recipe.soup.errors import refuse
 
 ACCEPTED_LOOPS = ("single_turn_agent", "soup_agent", "tool_agent")
@@ -95,7 +95,7 @@ def check_columns(config: DictConfig, key: str, path: Path, table: Table) -> Non
     if "reward_model" not in table.columns or (table.columns["reward_model"] == MAPPING and truth not in table.columns):
         why = "has no `ground_truth` in a column `reward_model`, which verl hands to the reward"
         raise refuse(key, path, f'{why} ({there}); add {{"style": "rule", "ground_truth": ...}} to each row.')
-    if table.columns["reward_model"] != MAPPING:
+    if table.columns["reward_model"] not in (MAPPING, MAP):
         raise refuse(
             key, path, 'its column `reward_model` is no mapping; make it {"style": "rule", "ground_truth": ...}.'
         )

@@ -16,8 +16,8 @@ FORMATS = (".parquet", ".json", ".jsonl")
 SAMPLED_LINES = 1000
 COUNTED_BYTES = 2**25
 """Rows of larger files are not counted: that would take longer than a check may."""
-MESSAGES, TEXT, MAPPING, OTHER = "messages", "text", "mapping", "other"
-"""Kinds of columns."""
+MESSAGES, TEXT, MAPPING, MAP, OTHER = "messages", "text", "mapping", "map", "other"
+"""Kinds of columns. The keys of a map, unlike those of a mapping, are in the rows."""
 
 
 @dataclass
@@ -70,13 +70,15 @@ def _parquet(path: Path) -> Table:
 
 
 def _kind_of_type(kind: pa.DataType) -> str:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return MESSAGES if pa.types.is_struct(kind.value_type) or pa.types.is_map(kind.value_type) else OTHER
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return TEXT
-    return MAPPING if pa.types.is_struct(kind) or pa.types.is_map(kind) else OTHER
+    if pa.types.is_map(kind):
+        return MAP
+    return MAPPING if pa.types.is_struct(kind) else OTHER
 
 
 def _json(path: Path) -> Table:

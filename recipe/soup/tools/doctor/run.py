@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipe.soup.checks.start import AT_START
 from recipe.soup.errors import first_line
-from recipe.soup.tools.doctor import environment, machine
+from recipe.soup.tools.doctor import disk, environment, machine
 from recipe.soup.tools.doctor.machine import CannotTell
 from recipe.soup.tools.doctor.trials import Trials
 from recipe.soup.verl_adapter.trial import verls_own_checks
@@ -73,7 +73,7 @@ def examine(overrides: list[str]) -> Iterator[Line]:
         "GPU memory": machine.check_gpu_memory,
         "shared memory": machine.check_shared_memory,
         "memory": machine.check_memory,
-        "disk": machine.check_disk,
+        "disk": disk.check_disk,
         **Trials().all(),
     }
     for subject, check in subjects.items():

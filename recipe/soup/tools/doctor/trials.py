@@ -103,13 +103,13 @@ def check_age(config: DictConfig) -> str:
     if settings.source == "replay" and facts.last_step <= used // prompts:
         why = f"{epoch}, and a run of {facts.last_step} sees no prompt twice, so there is nothing to replay"
         raise refuse("algorithm.soup.source", "replay", f"{why}; train for several epochs, or use lookahead.")
-    if settings.source != "replay" and settings.lag >= facts.last_step:
-        # Not with `ramp` and `fill`, which mix with younger prefixes meanwhile.
-        never = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
-        if settings.warm_start == "pure":
-            raise refuse("algorithm.soup.lag", settings.lag, f"{never}; use a smaller one, or train longer.")
-        return f"{never} as lag={settings.lag}; warm_start={settings.warm_start} has younger ones"
-    return f"{epoch}; the run has {facts.last_step}, and lag={settings.lag}"
+    if settings.source == "replay" or settings.lag < facts.last_step:
+        return f"{epoch}; the run has {facts.last_step}, and lag={settings.lag}"
+    why = f"the run has {facts.last_step} steps ({epoch}), so no prefix ever gets as old"
+    if settings.warm_start == "pure":
+        cure = "nothing is mixed then (warm_start=pure); use a smaller one, or train longer."
+        raise refuse("algorithm.soup.lag", settings.lag, f"{why}, and {cure}")
+    return f"{why} as lag={settings.lag}"
 
 
 def _mixing(config: DictConfig) -> SoupSettings | None:

@@ -9,6 +9,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
@@ -190,7 +192,7 @@ REFUSED = [
     ("trainer.resume_mode=resume_path trainer.resume_from_path={out}/good", "global_step_N"),
     ("trainer.resume_mode=latest", "trainer.resume_mode=latest: "),
     # The machine.
-    ("ray_kwargs.ray_init.num_cpus=5", "verl reserves 6 CPUs in all, but this machine has 5"),
+    ("ray_kwargs.ray_init.num_cpus=4", "verl reserves 5 CPUs in all, but this machine has 4"),
     ("trainer.n_gpus_per_node=4", "trainer.n_gpus_per_node=4: a run of 4 GPUs in all, but this machine has 2"),
     # SOUP's own.
     (f"{MODEL}.lora_rank=8 algorithm.soup.source=snapshot", f"{MODEL}.lora.merge=False: "),
@@ -229,7 +231,7 @@ ACCEPTED = [
     "algorithm.filter_groups.enable=true data.gen_batch_size=32",
     "trainer.logger=console",
     "trainer.save_freq=-1 trainer.default_local_dir=/proc/x",
-    "ray_kwargs.ray_init.num_cpus=6",
+    "ray_kwargs.ray_init.num_cpus=5",
     "trainer.n_gpus_per_node=2",
     f"{ACTOR}.optim.lr=0",
 ]
@@ -332,3 +334,23 @@ def test_verl_knows_the_same_names(out: Path) -> None:
     assert known[1] == {"aime"}
     with pytest.raises(NotImplementedError):
         score("countdown", "", "")
+
+
+def test_kinds_of_columns_whose_keys_are_in_the_rows(composed: Compose, tmp_path: Path) -> None:
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    for prompt in (
+        pa.list_(message),
+        pa.large_list(message),
+        pa.list_(message, 1),
+        pa.list_(pa.map_("string", "string")),
+    ):
+        kinds = {
+            "prompt": prompt,
+            "reward_model": pa.map_("string", "string"),
+            "data_source": pa.dictionary("int8", "string"),
+        }
+        messages = row()["prompt"] if not pa.types.is_map(prompt.value_type) else [list(row()["prompt"][0].items())]
+        values = {"prompt": messages, "reward_model": [("ground_truth", "22")], "data_source": "x"}
+        table = pa.table({name: pa.array([values[name]] * 16, kind) for name, kind in kinds.items()})
+        parquet.write_table(table, tmp_path / "rows.parquet")
+        check_start(composed_with(composed, tmp_path, "soup", "data.train_files={out}/rows.parquet"))

@@ -110,6 +110,8 @@ def test_a_dead_vllm_worker_ends_the_run_with_its_error_within_a_minute(exact: R
     assert exact.seconds_to_end < 60  # pyright: ignore[reportAttributeAccessIssue]
     assert "The vLLM engine of rollout replica 0 died" in exact.terminal
     assert "The run failed; what led to it is in log.txt" in exact.terminal
+    assert exact.terminal.splitlines()[-1].startswith("The run failed: ")
+    assert "The vLLM engine of rollout replica 0 died" in exact.terminal.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- the same prefixes from kept weights

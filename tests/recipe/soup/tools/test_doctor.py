@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from recipe.soup.checks.start import AT_START
 from recipe.soup.tools.cli import main
-from recipe.soup.tools.doctor import environment, machine
-from recipe.soup.tools.doctor.machine import CannotTell, checkpoint_bytes
+from recipe.soup.tools.doctor import disk, environment, machine
+from recipe.soup.tools.doctor.disk import checkpoint_bytes
+from recipe.soup.tools.doctor.machine import CannotTell
 from recipe.soup.tools.doctor.run import INSTEAD, OK, PROBLEM, UNKNOWN, examine
 from recipe.soup.tools.doctor.trials import Trials, check_age
 from verl_ext.placement import Resources
@@ -122,7 +123,7 @@ def test_versions_are_held_against_the_packages_own_pins(composed: Compose, monk
 def test_a_cluster_is_asked(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed("algorithm=grpo", "trainer.nnodes=2", "+ray_kwargs.ray_init.address=10.0.0.1:6379")
     monkeypatch.setattr(machine, "_of_cluster", lambda _: Resources(256, 16))
-    assert "10.0.0.1:6379 has the 58 CPUs and 16 GPUs" in machine.check_resources(config)
+    assert "10.0.0.1:6379 has the 57 CPUs and 16 GPUs" in machine.check_resources(config)
     monkeypatch.setattr(machine, "_of_cluster", lambda _: Resources(256, 8))
     with pytest.raises(SystemExit, match=r"the Ray cluster at 10\.0\.0\.1:6379 has 8"):
         machine.check_resources(config)
@@ -153,18 +154,18 @@ def test_checkpoints_must_fit_where_they_are_written(
     config = composed("algorithm=soup", *BASE, place)
     assert checkpoint_bytes(config) == pytest.approx(4_086_532, rel=0.05)  # of a real run's model and optimizer files
     config.actor_rollout_ref.actor.checkpoint.save_contents = ["model", "optimizer", "extra", "hf_model"]
-    monkeypatch.setattr(machine, "parameters", lambda _: 1e9)
+    monkeypatch.setattr(disk, "parameters", lambda _: 1e9)
     for free, words in ((15, "a checkpoint takes about 16 GB"), (63, "the 4 of this run take"), (65, None)):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free * GB))  # pyright: ignore[reportAttributeAccessIssue]
         if words:
             with pytest.raises(SystemExit, match=words):
-                machine.check_disk(config)
+                disk.check_disk(config)
         else:
-            assert str(tmp_path) in machine.check_disk(config)
+            assert str(tmp_path) in disk.check_disk(config)
     config.trainer.max_actor_ckpt_to_keep = 1
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 20 * GB))  # pyright: ignore[reportAttributeAccessIssue]
-    machine.check_disk(config)
-    assert "no checkpoints" in machine.check_disk(composed("algorithm=soup", *BASE, "trainer.save_freq=-1"))
+    disk.check_disk(config)
+    assert "no checkpoints" in disk.check_disk(composed("algorithm=soup", *BASE, "trainer.save_freq=-1"))
 
 
 def test_little_shared_memory_is_told_and_no_problem(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,10 +284,10 @@ def test_a_tokenizer_that_cannot_end_a_response(
     ("overrides", "words"),
     [
         ("", "64 rows are 4 steps of 16 prompts; the run has 4, and lag=2"),
+        ("algorithm.soup.lag=4", "so no prefix ever gets as old as lag=4"),
         ("algorithm.soup.lag=4 algorithm.soup.warm_start=pure", "algorithm.soup.lag=4: the run has 4 steps"),
-        ("algorithm.soup.lag=4", "so no prefix ever gets as old as lag=4; warm_start=ramp has younger ones"),
         ("algorithm.soup.lag=4 trainer.total_epochs=2", "the run has 8, and lag=4"),
-        ("trainer.total_training_steps=2", "so no prefix ever gets as old as lag=2"),
+        ("algorithm.soup.lag=2 trainer.total_training_steps=2", "the run has 2 steps"),
         ("algorithm.soup.source=replay", "algorithm.soup.source=replay: 64 rows are 4 steps"),
         ("algorithm.soup.source=replay trainer.total_epochs=2", "the run has 8"),
         ("data.train_max_samples=32", "the run has 2 steps (32 rows are 2 steps"),
