@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from real_run import STARTED, RealRun
 
-pytestmark = pytest.mark.real_run
+pytestmark = pytest.mark.real_more
 
 
 def test_samples_that_cannot_be_graded_are_named_and_not_verls_advice(
