@@ -31,6 +31,8 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "data.function_tool_path": (None,),
     "trainer.critic_warmup": (0,),
     "trainer.v1.trainer_mode": ("soup",),
+    "trainer.v1.sampler.custom_sampler.path": (None,),
+    "trainer.v1.sampler.sync_refill_failed_groups": (False,),
 }
 """What the lab would ignore: key, and the values at which that makes no difference."""
 

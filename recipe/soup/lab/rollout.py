@@ -66,7 +66,7 @@ class Rollout:
 
     def sample_messages(self, model: Any, prompts: Any, tokens: Sequence[int], version: int) -> list[Answer]:
         """Sample for training, from chat messages; the interface of `PastWeights`."""
-        return self.sample(model, [self._prompts.ids(messages) for messages in prompts], tokens, version)
+        return self.sample(model, [self._prompts.in_training(messages) for messages in prompts], tokens, version)
 
     def sample(self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int) -> list[Answer]:
         """Sample for training, at the rollout's temperature."""
@@ -100,7 +100,7 @@ class Rollout:
         asked: list[tuple[list[int], int]] = []
         hosted: list[tuple[int, PrefixRequest]] = []  # with the place of the sample that hosts the request
         for index, prompt in enumerate(batch):
-            prompt_ids = self._prompts.ids(prompt.problem.messages)
+            prompt_ids = self._prompts.in_training(prompt.problem.messages)
             for number in range(self._samples):
                 prefix, orders = prompt.requests.take(number)
                 hosted += [(len(started), order) for order in orders]
@@ -109,7 +109,7 @@ class Rollout:
                     tokens = prefix.token_ids.tolist() if prefix is not None else []
                     asked.append((prompt_ids + tokens, self._response_length - len(tokens)))
         for _, order in hosted:
-            ids = self._prompts.ids(order.messages)
+            ids = self._prompts.in_training(order.messages)
             for length in order.lengths.values():
                 asked += [(ids, tokens_to_ask_for(length, self._response_length))] * order.candidates
         answers = iter(self.sample(self._model, [ids for ids, _ in asked], [n for _, n in asked], version))
@@ -129,7 +129,7 @@ class Rollout:
         self, hosted: list[tuple[int, PrefixRequest]], answers: Iterator[Answer]
     ) -> Iterator[tuple[int, SampledPrefix]]:
         for host, order in hosted:
-            ids = self._prompts.ids(order.messages)
+            ids = self._prompts.in_training(order.messages)
             for slot, length in order.lengths.items():
                 candidates = [next(answers) for _ in range(order.candidates)]
                 yield host, SampledPrefix.from_answers(order, slot, length, candidates, ids)

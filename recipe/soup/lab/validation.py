@@ -91,7 +91,7 @@ class Validation:
     def _sample(
         self, model: Any, problems: Sequence[Problem], step: int, temperature: float, generator: torch.Generator
     ) -> list[Answer]:
-        prompts = [self._prompts.ids(problem.messages) for problem in problems]
+        prompts = [self._prompts.in_training(problem.messages) for problem in problems]
         limits = [self._response_length] * len(prompts)
         return sample(model, prompts, limits, step, temperature, self._tokenizer.eos_token_id, generator)
 
@@ -112,7 +112,7 @@ class Validation:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             {
-                "input": self._tokenizer.decode(self._prompts.ids(problem.messages)),
+                "input": self._tokenizer.decode(self._prompts.in_training(problem.messages)),
                 "output": self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
                 "score": told["score"],
                 "step": step,

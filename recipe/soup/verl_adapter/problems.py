@@ -43,6 +43,7 @@ class Prompts:
             raise refuse(key, path, f"{why}; give one as actor_rollout_ref.model.custom_chat_template.")
         if self.tokenizer.eos_token_id is None:
             raise refuse(key, path, "its tokenizer has no eos_token, so no response would end; set one in its folder.")
+        self._longest = int(config.actor_rollout_ref.rollout.prompt_length)
         self._builder = create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=model.hf_config.model_type,
@@ -53,6 +54,10 @@ class Prompts:
     def ids(self, messages: Messages) -> list[int]:
         """Build the token ids of a prompt."""
         return self._builder.build_initial_tokens(list(messages))
+
+    def in_training(self, messages: Messages) -> list[int]:
+        """Build a prompt as verl's agent loop does: of one that is too long, the beginning is cut off."""
+        return self.ids(messages)[-self._longest :]
 
 
 def read_problems(config: DictConfig, key: str, tokenizer: Any) -> list[Problem]:

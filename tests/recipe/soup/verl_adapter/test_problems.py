@@ -103,7 +103,12 @@ def test_prompts_are_the_agent_loops(composed: Compose, base_model: str) -> None
         )
         messages = ROWS[3]["prompt"]
         theirs = loop.loop.run_until_complete(loop.ct_build_initial_tokens(messages))
-        assert ours.ids(messages) == theirs
+        assert ours.ids(messages) == theirs == ours.in_training(messages)
+        loop.rollout_config.prompt_length = 3
+        config.actor_rollout_ref.rollout.prompt_length = 3
+        assert Prompts(config).in_training(messages) == loop.loop.run_until_complete(
+            loop.ct_build_initial_tokens(messages)
+        )
         assert ours.tokenizer.decode(theirs).replace(" ", "").endswith("357=22:")
         assert ours.tokenizer.decode(theirs).startswith("2") == bool(overrides)
 
