@@ -76,8 +76,14 @@ def examine(overrides: list[str]) -> Iterator[Line]:
         "disk": disk.check_disk,
         **Trials().all(),
     }
+    said: dict[str, str] = {}
     for subject, check in subjects.items():
-        yield _line(subject, check, config)
+        mark, subject, words = _line(subject, check, config)
+        if mark == PROBLEM and words in said:  # one problem, however many look at it
+            mark, words = UNKNOWN, f"see {said[words]}, above."
+        elif mark == PROBLEM:
+            said[words] = subject
+        yield mark, subject, words
 
 
 def _line(subject: str, check: Callable[[DictConfig], str | None], config: DictConfig) -> Line:

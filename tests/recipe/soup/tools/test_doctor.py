@@ -72,6 +72,13 @@ def test_a_command_that_hydra_refuses_is_one_problem(override: str) -> None:
     assert override.split("=")[-1] in words or "nothing" in words
 
 
+def test_one_problem_is_told_once_however_many_look_at_it() -> None:
+    found = examined("algorithm=soup", *BASE, "data.train_files=/no/rows.parquet")
+    # Where verl's own reader comes to it, it has other words.
+    assert [subject for subject, (mark, _) in found.items() if mark == PROBLEM] == ["data", "training prompts"]
+    assert found["soup"] == found["steps and age"] == (UNKNOWN, "see data, above.")
+
+
 def test_the_callbacks_of_a_recipe_are_asked() -> None:
     found = examined("algorithm=soup", *BASE, "algorithm.soup.lag=-3")
     mark, words = found["settings"]
