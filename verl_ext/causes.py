@@ -75,11 +75,13 @@ def own_words(error: BaseException) -> str:
 
 def cause_of(error: BaseException, logged: LoggedCause) -> str:
     """Return why a run failed, in one line."""
-    if logged.ended is not None:
-        # The watchdog knows only that something died.
-        died, _, elsewhere = logged.ended.partition("; its own error")
-        return f"{logged.raised} ({died})" if elsewhere and logged.raised is not None else logged.ended
     words = own_words(error)
+    # A watchdog knows better than the sentence that came first, of samples that a dead engine had lost.
+    ended = words.partition(": ")[2] if words.endswith(ENDED) else logged.ended
+    if ended is not None:
+        # It knows only that something died.
+        died, _, elsewhere = ended.partition("; its own error")
+        return f"{logged.raised} ({died})" if elsewhere and logged.raised is not None else ended
     validates = "in _validate" in _traceback(error)  # which fails obscurely if all its samples are lost
     if logged.raised is not None and (POINTS_ELSEWHERE.search(words) or validates):
         return logged.raised

@@ -108,6 +108,11 @@ def test_an_actor_that_died_in_its_start_is_named_by_its_error() -> None:
             f"{ENGINE_LOG}\nThe vLLM engine died; its own error stands further up. {ENDED}",
             "ValueError: No available memory for the cache blocks. (The vLLM engine died)",
         ),
+        (
+            RuntimeError(f"The engine died; look there. {ENDED}"),
+            f"Step 7 lost 59 of 64 samples. {ENDED}\nThe engine died; look there. {ENDED}",
+            f"The engine died; look there. {ENDED}",
+        ),
         (RuntimeError("connection lost"), f"(TaskRunner) \nThe engine died. {ENDED}", f"The engine died. {ENDED}"),
     ],
 )
