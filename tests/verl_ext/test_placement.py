@@ -111,6 +111,7 @@ def test_rays_actors_ask_for_nothing_unless_they_say_so(monkeypatch: pytest.Monk
             return True
 
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    ray.shutdown()  # which a test before this one may have made start by itself
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
         keeps = [ray.remote(num_cpus=1)(Quiet).remote() for _ in range(2)]

@@ -24,6 +24,7 @@ SOON = 10.0  # seconds
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Any]:
+    ray.shutdown()  # which a test before this one may have made start by itself
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
 
     class Grader:
