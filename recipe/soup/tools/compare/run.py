@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from recipe.soup.tools.compare.check import check_runs
 from recipe.soup.tools.compare.execute import execute
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run
 from recipe.soup.tools.compare.report import write_report
@@ -75,6 +76,7 @@ def compare(args: argparse.Namespace) -> None:
         out = args.out or Path("runs") / "studies" / args.study.stem
         # A cluster gets all runs at once, and starts as many as it has cores for.
         jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
+        check_runs(study, out, args.records)
         failed = execute(study, out, jobs, args.ray, args.records)
         for run in study.in_folder(out):
             if run.is_done:
