@@ -43,8 +43,13 @@ class WorkerExtension(vLLMColocateWorkerExtension):
             RuntimeError: they did not.
         """
         stale = self._arrivals.settle()
-        if stale is not None:
+        if stale is not None and self._is_last():
             raise RuntimeError(f"[stale weights: {stale}]")
+
+    def _is_last(self) -> bool:
+        """Whether vLLM reads this worker's answer after all others, which an error would leave for the next call."""
+        config = getattr(self, "parallel_config", None)
+        return config is None or getattr(self, "rank", 0) >= config.world_size - 1
 
     def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
         self._arrivals.begin()

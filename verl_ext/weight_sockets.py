@@ -7,7 +7,9 @@ without a word. Here the name has the Ray node in it, too.
 """
 
 import os
+from socket import gethostname
 from typing import Any
+from zlib import crc32
 
 import wrapt
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
@@ -17,9 +19,12 @@ RAY_NODE = "RAY_RAYLET_PID"
 
 
 def socket_of_this_node(handle: str) -> str:
-    """Return the socket's address with the process of this Ray node in its name."""
+    """Return the socket's address with the process of this Ray node in its name, and a checksum of the host's name.
+
+    Containers that share /tmp number their processes independently.
+    """
     stem, suffix = os.path.splitext(handle)
-    return f"{stem}-node-{os.environ[RAY_NODE]}{suffix}"
+    return f"{stem}-node-{os.environ[RAY_NODE]}-{crc32(gethostname().encode()):08x}{suffix}"
 
 
 def _rename(init: Any, _: Any, args: tuple, kwargs: dict) -> None:

@@ -133,6 +133,21 @@ def test_verls_receiver_passes_every_bucket_to_the_checksum(peft: dict | None, m
     worker.verl_ext_new_weights()
 
 
+def test_of_several_ranks_the_last_one_answers() -> None:
+    """vLLM raises at the first error it reads, and would take what other ranks answered for their next answer."""
+    import inspect
+
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    assert "for mq in response_mqs" in inspect.getsource(MultiprocExecutor.collective_rpc)
+    ranks: list[Any] = [Worker(), Worker()]
+    for rank, worker in enumerate(ranks):
+        worker.rank, worker.parallel_config = rank, SimpleNamespace(world_size=2)
+    ranks[0].verl_ext_new_weights()
+    with pytest.raises(RuntimeError, match=r"\[stale weights: no weights reached"):
+        ranks[1].verl_ext_new_weights()
+
+
 class Server:
     """Answers as verl's server does: with nothing, or with an error in Ray's and vLLM's wrapping."""
 

@@ -93,7 +93,8 @@ def _check_engines(config: DictConfig) -> None:
     if gpus % size or size % min(per_node, size):
         why = f"an engine of {size} GPUs cannot be laid out over {config.trainer.nnodes} x {per_node} GPUs"
         raise refuse(key, tensor_parallel, f"{why} (trainer.nnodes x trainer.n_gpus_per_node); use 1 or a divisor.")
-    if rollout.max_num_batched_tokens < rollout.max_num_seqs:
+    limits = (rollout.max_num_batched_tokens, rollout.max_num_seqs)
+    if None not in limits and limits[0] < limits[1]:
         key, value = f"{ROLLOUT}.max_num_seqs", rollout.max_num_seqs
         why = f"vLLM wants a token for each in its {ROLLOUT}.max_num_batched_tokens={rollout.max_num_batched_tokens}"
         raise refuse(key, value, f"{why}; use at most that many.")

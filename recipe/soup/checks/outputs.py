@@ -46,7 +46,8 @@ def check_outputs(config: DictConfig) -> None:
     }
     for key, used in places.items():
         folder = OmegaConf.select(config, key)
-        if used and folder and "://" not in str(folder):
+        # On a cluster the trainer may run on another node.
+        if used and folder and "://" not in str(folder) and cluster_address(config) is None:
             check_writable(key, Path(folder))
     check_resume(config)
     check_trackers(config)

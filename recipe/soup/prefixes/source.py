@@ -29,7 +29,7 @@ Fetch = Callable[[], tuple[Any, list[Any], Any]]
 
 @dataclass(frozen=True)
 class FinishedSample:
-    """A sample that was trained on, as the trainer hands it to a source that keeps responses.
+    """A sample, as the trainer hands it to a source that keeps responses; it may never be trained on (`wants_evicted`).
 
     Attributes:
         messages: chat messages of its prompt.

@@ -43,7 +43,8 @@ class SteeringSettings(Group):
         "Where a stored response is cut: behind the share h of its tokens (`fraction`), or before the token at which "
         "the policy was least certain between a quarter and three quarters of it (`entropy`), whatever the size of h.",
         origin="`entropy`: PROS",
-        when="`entropy` needs the trainer's forward pass; what `algorithm.filter_groups` evicts is cut by its share.",
+        when="`entropy` needs the trainer's forward pass. What `algorithm.filter_groups` evicts is stored as well, "
+        "with the engine's log-probs, whatever `behavior_log_probs` says, and cut by its share.",
     )
     withdraw: Whole = key(
         0,

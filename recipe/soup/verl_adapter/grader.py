@@ -71,6 +71,7 @@ class Grader:
             why = f"{type(cause).__name__}: {first_line(cause)}"
             raise refuse(KEY, what, f"cannot be loaded ({why}); mend it, or name another.") from error
         self._asks_for_columns = manager.source == "register"  # a manager of the user's own knows what it needs
+        self._file = str(named.path) if named.path and Path(str(named.path)).is_file() else None
         self._require_keywords(named)
 
     def require_columns(self, problems: Iterable[Problem], key: str, value: Any) -> None:
@@ -105,8 +106,11 @@ class Grader:
             raise refuse(KEY, f"{named.path}:{named.name}", f"{why}; give it these parameters, or **kwargs.") from None
 
     def source(self) -> str:
-        """A checksum of the file in which the reward function stands: an edited one grades anew."""
-        file = inspect.getsourcefile(inspect.unwrap(self._function))
+        """A checksum of the file in which the reward function stands (an edited one grades anew), or ""."""
+        try:
+            file = self._file or inspect.getsourcefile(inspect.unwrap(self._function))
+        except TypeError:  # an object, which may be called as well
+            file = inspect.getsourcefile(type(self._function))
         return f"{crc32(Path(file).read_bytes()):08x}" if file else ""
 
     def grade(self, responses: Iterable[Response]) -> list[Graded | Exception]:

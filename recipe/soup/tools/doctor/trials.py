@@ -74,7 +74,7 @@ class Trials:
         """Grade two responses to some rows of each set. Raises a SystemExit if they cannot be."""
         if not self.tried:
             raise CannotTell("there were no prompts to answer")
-        if not needs_truth(config):
+        if config.reward.reward_model.enable or not needs_truth(config):
             raise CannotTell("a reward model or a manager of your own grades")
         problems = [problem for tried in self.tried.values() for problem in tried.problems[:GRADED]]
         scores = try_reward(config, problems)
@@ -100,7 +100,8 @@ def check_age(config: DictConfig) -> str:
     settings = _mixing(config)
     if settings is None:
         return f"{epoch}; the run has {facts.last_step}"
-    if settings.source == "replay" and facts.last_step <= used // prompts:
+    filters = config.algorithm.filter_groups is not None and config.algorithm.filter_groups.enable
+    if settings.source == "replay" and facts.last_step <= used // prompts and not filters:
         why = f"{epoch}, and a run of {facts.last_step} sees no prompt twice, so there is nothing to replay"
         raise refuse("algorithm.soup.source", "replay", f"{why}; train for several epochs, or use lookahead.")
     if settings.source == "replay" or settings.lag < facts.last_step:

@@ -14,7 +14,7 @@ from recipe.soup.records.problems import Problem
 from recipe.soup.tools.evaluate.checkpoint import loadable, weights_fingerprint
 from recipe.soup.tools.evaluate.grading import grade_missing
 from recipe.soup.tools.evaluate.inputs import KEYS, check_arguments, config_of, read_data
-from recipe.soup.tools.evaluate.samples import Row, add_problem, open_samples, sampled
+from recipe.soup.tools.evaluate.samples import Row, add_problem, adopt_samples, open_samples, sampled
 from recipe.soup.tools.evaluate.table import write_table
 from recipe.soup.verl_adapter.grader import Grader
 from recipe.soup.verl_adapter.problems import Prompts
@@ -67,15 +67,17 @@ def evaluate(args: argparse.Namespace) -> None:
     asked |= {"overrides": " ".join(overrides)} if overrides else {}
     weights = {"weights": weights_fingerprint(model)}
     reward = {"reward": config.reward.custom_reward_function.path, "reward_source": grader.source()}
+    for name in datasets:
+        adopt_samples(out / f"{name}.jsonl", out / f"{name}.samples.jsonl")
+    samples = {  # first: with other settings they are refused, and then no grade may be gone
+        name: open_samples(out / f"{name}.samples.jsonl", {**asked, **weights}, args.samples, problems)
+        for name, problems in datasets.items()
+    }
     if args.regrade:
         for name in datasets:
             (out / f"{name}.jsonl").unlink(missing_ok=True)
     done = {  # before anything is sampled, since another reward is refused
         name: open_samples(out / f"{name}.jsonl", {**asked, **weights, **reward}, args.samples, problems)
-        for name, problems in datasets.items()
-    }
-    samples = {
-        name: open_samples(out / f"{name}.samples.jsonl", {**asked, **weights}, args.samples, problems)
         for name, problems in datasets.items()
     }
     sample_missing(args, model, sampling, datasets, prompts, samples, out)
@@ -111,6 +113,9 @@ def sample_missing(
         for i, outputs in tqdm(answers, total=len(asked), desc=f"{name}: sampling", unit="problem"):
             samples[name][i] = [sampled(i, datasets[name][i], output) for output in outputs]
             add_problem(out / f"{name}.samples.jsonl", samples[name][i])
+        full = sum(samples[name][i][0]["tokens"] == 0 for i, _ in asked)
+        if full:
+            print(f"{name}: {full} prompts fill the model's context, so their answers are empty, and wrong.")
     engine.close()
 
 

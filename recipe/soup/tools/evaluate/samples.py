@@ -12,6 +12,7 @@ from recipe.soup.errors import refuse
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.problems import Problem, correctness
 
+SAMPLED = ("problem", "input", "gts", "output", "tokens", "finish_reason")
 Row = dict[str, Any]
 """A sample: problem, input, gts, output, tokens, finish_reason; graded: acc, score, and what else its reward told."""
 
@@ -68,6 +69,18 @@ def open_samples(
         kept.write_text("".join(map(_lines, whole.values())))
         kept.replace(path)
     return {number: rows for number, rows in whole.items() if number < len(problems)}
+
+
+def adopt_samples(graded: Path, samples: Path) -> None:
+    """Make the samples of an evaluation that kept them with their grades only, as earlier versions did."""
+    beside = graded.with_suffix(".settings.json")
+    if samples.exists() or not (graded.exists() and beside.exists()):
+        return
+    settings = json.loads(beside.read_text())
+    asked = {key: value for key, value in settings.items() if not key.startswith("reward")}
+    samples.with_suffix(".settings.json").write_text(json.dumps(asked, indent=1))
+    rows = [{key: row[key] for key in SAMPLED if key in row} for row in read_json_lines(graded)]
+    samples.write_text(_lines(rows))
 
 
 def add_problem(path: Path, rows: list[Row]) -> None:

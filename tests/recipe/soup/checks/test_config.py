@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
 from recipe.soup.checks.config import BANK_FILE, check_config
 from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.steering import Steering
 from recipe.soup.settings import parse_settings
+from recipe.soup.settings.steering import SteeringSettings
 
 Compose = Callable[..., DictConfig]
 BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
@@ -388,6 +390,20 @@ def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compos
     (folder / BANK_FILE).unlink()
     config.algorithm.soup.mixed_share = 0.0  # nothing is lost
     check_config(config)
+
+
+def test_controllers_are_not_lost_in_a_resume_and_not_made_up(composed: Compose, tmp_path: Path) -> None:
+    folder = tmp_path / "global_step_4"
+    folder.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    PrefixBank().save(folder / BANK_FILE, "replay", 0, {})
+    overrides = ["trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}", "algorithm.soup.source=replay"]
+    plain, steered = (composed(*BASE, *overrides, f"algorithm.soup.selection={s}") for s in ("random", "steered"))
+    check_config(plain)
+    assert "written without selection=steered, and has no controllers" in sentence(check_config, steered)
+    Steering(SteeringSettings()).save(folder)
+    check_config(steered)
+    assert "written with selection=steered, and has no other prefixes" in sentence(check_config, plain)
 
 
 @pytest.mark.parametrize(

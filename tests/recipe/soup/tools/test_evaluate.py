@@ -357,6 +357,36 @@ def test_a_reward_that_fails_loses_no_sample(scripted: Path, tmp_path: Path, mon
     assert "| val | 3 | 12 |" in (tmp_path / "out/report.md").read_text()
 
 
+def test_a_refused_regrade_costs_no_grade_and_an_older_evaluation_no_sample(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "3"]
+    argv += ["--reward", str(scripted), "--out", str(tmp_path / "out")]
+    run(monkeypatch, *argv)
+    graded, samples = tmp_path / "out/val.jsonl", tmp_path / "out/val.samples.jsonl"
+    before, sampled = graded.read_text(), samples.read_text()
+    monkeypatch.setattr(engine_module, "Engine", None)
+    with pytest.raises(SystemExit, match=r"temperature=0.5: .* was begun with 1.0"):
+        run(monkeypatch, *argv, "--temperature", "0.5", "--regrade")
+    assert graded.read_text() == before
+    samples.unlink()
+    samples.with_suffix(".settings.json").unlink()
+    run(monkeypatch, *argv, "--regrade")
+    assert (graded.read_text(), samples.read_text()) == (before, sampled)
+
+
+def test_prompts_without_room_are_told(
+    scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted.write_text("def compute_score(**given): return 0.0\n")
+    monkeypatch.setattr(
+        ScriptedEngine, "sample", lambda self, prompts: ((i, [engine_module.NoRoom()] * 4) for i, _ in prompts)
+    )
+    argv = [str(COUNTDOWN / "base_model"), str(VALIDATION), "--samples", "4", "--limit", "2"]
+    run(monkeypatch, *argv, "--reward", str(scripted), "--out", str(tmp_path / "out"))
+    assert "val: 2 prompts fill the model's context, so their answers are empty, and wrong." in capsys.readouterr().out
+
+
 def test_prompts_are_built_as_in_training(scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, list[Any]] = {}
 

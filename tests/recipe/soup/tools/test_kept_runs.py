@@ -118,6 +118,7 @@ def test_the_next_machine_runs_what_is_missing(
         return [sys.executable, "-c", script]
 
     monkeypatch.setattr(execution, "command", command)
+    monkeypatch.setattr("recipe.soup.tools.compare.run.check_runs", lambda *given: None)  # its runs are made up
     arguments = ["compare", str(study), "--out", str(tmp_path / "new"), "--records", str(records)]
     monkeypatch.setattr(sys, "argv", ["soup", *arguments])
     main()

@@ -168,6 +168,18 @@ def test_what_cannot_be_called_is_told_before_anything_is_sampled(
         Grader(composed(write(tmp_path, function)))
 
 
+def test_a_reward_may_be_an_object(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    function = """
+        class Score:
+            def __call__(self, solution_str, **rest):
+                return float("+" in solution_str)
+        compute_score = Score()
+    """
+    config = composed(write(tmp_path, function))
+    assert [told["score"] for told in grade(config)] == [1.0, 0.0, 0.0]
+    assert Grader(config).source()
+
+
 def test_a_reward_model_is_refused(composed: Callable[..., DictConfig]) -> None:
     with pytest.raises(SystemExit, match=r"reward.reward_model.enable=True: a reward model needs an engine"):
         Grader(composed("reward.reward_model.enable=true"))
