@@ -15,13 +15,14 @@ PARITY = Path(__file__).parents[3] / "support" / "parity_reward.py"
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """verl's trainer with partial rollouts; responses are long and the engine narrow, so that some are interrupted."""
+    """verl's trainer with partial rollouts; responses are long and the engine narrow, so that some are
+    interrupted on a quick machine as well."""
     overrides = [
         "trainer.v1.trainer_mode=soup_colocate_async",
         "algorithm.soup.lag=2",
         "algorithm.soup.warm_start=pure",
     ]
-    overrides += ["actor_rollout_ref.rollout.max_num_seqs=24", "actor_rollout_ref.rollout.ignore_eos=true"]
+    overrides += ["actor_rollout_ref.rollout.max_num_seqs=8", "actor_rollout_ref.rollout.ignore_eos=true"]
     overrides += ["data.max_response_length=40", "trainer.total_training_steps=6"]
     overrides += [f"reward.custom_reward_function.path={PARITY}"]
     run = RealRun(tmp_path_factory.mktemp("interrupted"), clean_environ, "algorithm=soup", *overrides)
