@@ -15,12 +15,12 @@ PARITY = Path(__file__).parents[3] / "support" / "parity_reward.py"
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """verl's trainer with partial rollouts; responses are long and the engine narrow, so that some are
-    interrupted on a quick machine as well."""
+    """verl's trainer with partial rollouts; the engine is narrow, so that some are interrupted on a quick machine."""
     overrides = [
         "trainer.v1.trainer_mode=soup_colocate_async",
         "algorithm.soup.lag=2",
         "algorithm.soup.warm_start=pure",
+        "trainer.v1.colocate_async.num_warmup_batches=2",  # so that the engine always has some work left
     ]
     overrides += ["actor_rollout_ref.rollout.max_num_seqs=8", "actor_rollout_ref.rollout.ignore_eos=true"]
     overrides += ["data.max_response_length=40", "trainer.total_training_steps=6"]
