@@ -1,5 +1,6 @@
 """`benchmarks/gpu.sh all`: checks that succeed, fail, say nothing, or do not end, and what later calls take up."""
 
+import contextlib
 import json
 import os
 import time
@@ -74,7 +75,13 @@ def test_one_that_runs_over_is_ended_with_all_its_processes(script: Path) -> Non
     run_all([ENDLESS, GOOD], results, 5, script, [])
     assert time.monotonic() - began < 6
     child = int(script.with_name("child").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    until = time.monotonic() + 10  # a busy machine takes a while to end what was killed
+    while psutil.pid_exists(child) and time.monotonic() < until:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+                break
+        time.sleep(0.1)
+    assert time.monotonic() < until
     assert "still running after" in (results / "endless.failed.txt").read_text()
     assert started(script) == ["endless"]  # nothing was left for the other
     assert "| good_one | a | open |" in (results / "README.md").read_text()
