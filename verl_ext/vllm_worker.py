@@ -48,8 +48,8 @@ class WorkerExtension(vLLMColocateWorkerExtension):
 
     def _is_last(self) -> bool:
         """Whether vLLM reads this worker's answer after all others, which an error would leave for the next call."""
-        config = getattr(self, "parallel_config", None)
-        return config is None or getattr(self, "rank", 0) >= config.world_size - 1
+        worker: Any = self
+        return worker.rank == worker.parallel_config.world_size - 1
 
     def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
         self._arrivals.begin()

@@ -89,6 +89,7 @@ class Worker(WorkerExtension):
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
+        self.rank, self.parallel_config = 0, SimpleNamespace(world_size=1)
         self.loaded: dict[str, torch.Tensor] = {}
         config = SimpleNamespace(quant_config=None, speculative_config=None, model_config=None)
         self.model_runner = SimpleNamespace(model=torch.nn.Linear(1, 1), vllm_config=config)
@@ -138,7 +139,11 @@ def test_of_several_ranks_the_last_one_answers() -> None:
     import inspect
 
     from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+    from vllm.v1.worker.worker_base import WorkerBase
 
+    source = inspect.getsource(WorkerBase.__init__)
+    assert "self.rank = rank" in source
+    assert "self.parallel_config = vllm_config.parallel_config" in source
     assert "for mq in response_mqs" in inspect.getsource(MultiprocExecutor.collective_rpc)
     ranks: list[Any] = [Worker(), Worker()]
     for rank, worker in enumerate(ranks):

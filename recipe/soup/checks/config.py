@@ -52,7 +52,7 @@ def check_config(config: DictConfig) -> None:
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
     if settings.mixes:
-        _check_resume(config, settings.source, settings.selection == "steered")
+        _check_resume(config, settings.source, settings.selection)
 
 
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
@@ -112,7 +112,7 @@ def _check_data(config: DictConfig) -> None:
                     raise refuse(f"data.{media}", column, why)
 
 
-def _check_resume(config: DictConfig, source: str, steered: bool) -> None:
+def _check_resume(config: DictConfig, source: str, selection: str) -> None:
     check_resume(config)
     trainer = config.trainer
     if trainer.resume_mode == "resume_path":
@@ -136,9 +136,14 @@ def _check_resume(config: DictConfig, source: str, steered: bool) -> None:
     if written_by != source:
         other = f"the checkpoint {folder} holds the prefixes of source={written_by}"
         raise refuse("algorithm.soup.source", source, f"{other}; go on with that, or {advice}")
+    steered = selection == "steered"
     if steered != (folder / STEERING_FILE).exists():
-        why = f"the checkpoint {folder} was written {'without' if steered else 'with'} selection=steered, and has"
-        other = f"{why} {'no controllers' if steered else 'no other prefixes'}; go on with what it was begun with, or"
-        raise refuse("algorithm.soup.selection", "steered" if steered else "random", f"{other} {advice}")
+        how = (
+            "without selection=steered, and has no controllers"
+            if steered
+            else "with selection=steered, and has no other prefixes"
+        )
+        other = f"the checkpoint {folder} was written {how}; go on with what it was begun with, or"
+        raise refuse("algorithm.soup.selection", selection, f"{other} {advice}")
     if source == "snapshot" and not (folder / SNAPSHOT_FOLDER / INDEX_FILE).exists():
         raise refuse(key, folder, f"this checkpoint has no {SNAPSHOT_FOLDER}, so past weights are lost; {advice}")

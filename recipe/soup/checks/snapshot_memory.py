@@ -58,7 +58,7 @@ def check_memory(config: DictConfig, settings: SnapshotSettings) -> None:
     if total is None or params is None:
         return
     if not rollout.get("quantization"):
-        weights = params * (4 if rollout.dtype == "float32" else 2) / rollout.tensor_model_parallel_size
+        weights = engine_bytes(config, params)
         if weights >= share * total:
             room = f"{share:.2f} x {total / GB:.0f} GB = {share * total / GB:.1f} GB"
             why = f"the weights alone have {weights / GB:.1f} GB, of {room}; raise it, or tensor_model_parallel_size."
@@ -84,13 +84,25 @@ def trainer_bytes(config: DictConfig, params: float) -> float:
     actor = config.actor_rollout_ref.actor
     if actor.strategy not in ("fsdp", "fsdp2"):
         return 0.0
-    fsdp, model = actor.fsdp_config, config.actor_rollout_ref.model
+    fsdp = actor.fsdp_config
     gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
     width = 4 if str(fsdp.get("model_dtype") or "fp32") in ("fp32", "float32") else 2
-    adapters = model.get("lora_rank", 0) or (model.get("lora") or {}).get("rank", 0)
+    adapters = trains_adapters(config)
     away = bool(fsdp.get("offload_policy"))
     copies = (not (away or fsdp.param_offload)) + 2 * (not (away or fsdp.optimizer_offload or adapters))
     return width * copies * params / (fsdp.fsdp_size if 0 < fsdp.fsdp_size < gpus else gpus)
+
+
+def trains_adapters(config: DictConfig) -> bool:
+    """Whether only LoRA's adapters are trained, so that the optimizer holds next to nothing."""
+    model = config.actor_rollout_ref.model
+    return bool(model.get("lora_rank", 0) or (model.get("lora") or {}).get("rank", 0))
+
+
+def engine_bytes(config: DictConfig, params: float) -> float:
+    """Return the bytes of a rollout engine's weights on each of its GPUs."""
+    rollout = config.actor_rollout_ref.rollout
+    return params * (4 if rollout.dtype == "float32" else 2) / rollout.tensor_model_parallel_size
 
 
 def gpu_bytes() -> float | None:

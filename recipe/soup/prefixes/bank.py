@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.prefix import Prefix, from_arrays, to_arrays
 
 
 class PrefixBank:
@@ -72,9 +72,7 @@ class PrefixBank:
             next_ordinal=next_ordinal,
             fingerprints=np.asarray(list(fingerprints.items()), dtype=np.int64).reshape(-1, 2),
             table=np.asarray(table, dtype=np.int64).reshape(-1, 5),
-            runs=np.asarray([span for _, _, p in items for span in p.version_spans], dtype=np.int64).reshape(-1, 2),
-            token_ids=np.concatenate([p.token_ids for _, _, p in items] or [np.empty(0, np.int32)]),
-            log_probs=np.concatenate([p.log_probs for _, _, p in items] or [np.empty(0, np.float32)]),
+            **to_arrays([p for _, _, p in items]),
         )
 
     @classmethod
@@ -82,15 +80,10 @@ class PrefixBank:
         """Read what `save` wrote; returns the bank, `next_ordinal` and `fingerprints`."""
         bank = cls()
         with np.load(path, allow_pickle=False) as arrays:
-            table, token_ids, log_probs = arrays["table"], arrays["token_ids"], arrays["log_probs"]
-            all_spans = [tuple(span) for span in arrays["runs"].tolist()]
+            table = arrays["table"].tolist()
+            prefixes = from_arrays(arrays, [(length, spans, complete) for _, _, complete, length, spans in table])
             next_ordinal = int(arrays["next_ordinal"])
             fingerprints = dict(arrays["fingerprints"].tolist())
-        token, span = 0, 0
-        for prompt, slot, complete, length, spans in table.tolist():
-            tokens, own_spans = slice(token, token + length), slice(span, span + spans)
-            # Copies: a view would keep the whole file in memory until the last prefix is used up.
-            ids, values = token_ids[tokens].copy(), log_probs[tokens].copy()
-            bank.put(prompt, slot, Prefix(ids, values, tuple(all_spans[own_spans]), bool(complete)))
-            token, span = token + length, span + spans
+        for (prompt, slot, *_), prefix in zip(table, prefixes, strict=True):
+            bank.put(prompt, slot, prefix)
         return bank, next_ordinal, fingerprints

@@ -1,8 +1,9 @@
 """A historical prefix, and how it is cut."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,7 @@ class Prefix:
 
     def first(self, length: int) -> "Prefix":
         """Return the first tokens, fewer than there are, so that something is left to continue."""
-        versions = self.versions[:length]
-        spans = tuple((version, sum(1 for _ in span)) for version, span in groupby(versions))
-        return Prefix(self.token_ids[:length], self.log_probs[:length], spans)
+        return Prefix(self.token_ids[:length], self.log_probs[:length], _spans(self.versions[:length]))
 
     @classmethod
     def from_sampled(
@@ -94,11 +93,42 @@ class Prefix:
         return cls(
             token_ids=np.array(token_ids[:kept], dtype=np.int32),
             log_probs=np.array(log_probs[:kept], dtype=np.float32),
-            version_spans=tuple(
-                (int(version), sum(1 for _ in span)) for version, span in groupby(versions[:kept].tolist())
-            ),
+            version_spans=_spans(versions[:kept].tolist()),
             complete=ended and on_eos == "keep",
         )
+
+
+def _spans(versions: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(version, number of tokens) of each span that one policy sampled."""
+    return tuple((int(version), sum(1 for _ in span)) for version, span in groupby(versions))
+
+
+def to_arrays(prefixes: Sequence[Prefix]) -> dict[str, Any]:
+    """Join prefixes to plain arrays, one after the other; how many tokens and spans each has is to be kept beside."""
+    spans = [span for prefix in prefixes for span in prefix.version_spans]
+    return {
+        "runs": np.asarray(spans, dtype=np.int64).reshape(-1, 2),
+        "token_ids": np.concatenate([prefix.token_ids for prefix in prefixes] or [np.empty(0, np.int32)]),
+        "log_probs": np.concatenate([prefix.log_probs for prefix in prefixes] or [np.empty(0, np.float32)]),
+    }
+
+
+def from_arrays(arrays: Any, sizes: Iterable[tuple[int, int, bool]]) -> list[Prefix]:
+    """Undo `to_arrays`.
+
+    Args:
+        sizes: of each prefix the number of tokens and of spans, and whether it is complete.
+    """
+    token_ids, log_probs = arrays["token_ids"], arrays["log_probs"]
+    all_spans = [tuple(span) for span in arrays["runs"].tolist()]
+    prefixes, token, span = [], 0, 0
+    for tokens, spans, complete in sizes:
+        own = slice(token, token + tokens)
+        # Copies: a view would keep the whole file in memory until the last prefix is used up.
+        ids, values = token_ids[own].copy(), log_probs[own].copy()
+        prefixes.append(Prefix(ids, values, tuple(all_spans[span : span + spans]), bool(complete)))
+        token, span = token + tokens, span + spans
+    return prefixes
 
 
 def tokens_to_ask_for(length: int, response_length: int) -> int:

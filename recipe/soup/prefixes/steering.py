@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.soup.prefixes.prefix import Prefix
+from recipe.soup.prefixes.prefix import Prefix, from_arrays, to_arrays
 from recipe.soup.settings.steering import SteeringSettings
 
 STEERING_FILE = "soup_steering.npz"
@@ -135,7 +135,6 @@ class Steering:
             for outcome, responses in state.stored.items()
             for stored in responses
         ]
-        responses = [stored.response for _, _, stored in rows]
         table = [
             (number, outcome, stored.visit, stored.cut, len(stored.response), len(stored.response.version_spans))
             for number, outcome, stored in rows
@@ -146,22 +145,16 @@ class Steering:
             solved=np.array([state.solved for _, state in states]),
             help=np.array([state.help for _, state in states]),
             table=np.array(table, dtype=np.int64).reshape(-1, 6),
-            spans=np.array([span for r in responses for span in r.version_spans], dtype=np.int64).reshape(-1, 2),
-            token_ids=np.concatenate([r.token_ids for r in responses] or [np.empty(0, np.int32)]),
-            log_probs=np.concatenate([r.log_probs for r in responses] or [np.empty(0, np.float32)]),
+            **to_arrays([stored.response for _, _, stored in rows]),
         )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         with np.load(folder / STEERING_FILE, allow_pickle=False) as arrays:
-            prompts, spans = arrays["prompts"].tolist(), [tuple(span) for span in arrays["spans"].tolist()]
-            table, token_ids, log_probs = arrays["table"].tolist(), arrays["token_ids"], arrays["log_probs"]
+            prompts, table = arrays["prompts"].tolist(), arrays["table"].tolist()
+            responses = from_arrays(arrays, [(tokens, spans, True) for *_, tokens, spans in table])
             self.prompts.clear()
             for prompt, solved, help_given in zip(prompts, arrays["solved"], arrays["help"], strict=True):
                 self.prompts[prompt] = PromptState(float(solved), float(help_given))
-        token, span = 0, 0
-        for number, outcome, visit, cut, tokens, runs in table:
-            own, own_spans = slice(token, token + tokens), tuple(spans[span : span + runs])
-            response = Prefix(token_ids[own].copy(), log_probs[own].copy(), own_spans, complete=True)
+        for (number, outcome, visit, cut, *_), response in zip(table, responses, strict=True):
             self.prompts[prompts[number]].stored[outcome].append(Stored(response, visit, cut))
-            token, span = token + tokens, span + runs

@@ -1,8 +1,11 @@
-"""Read the JSON lines that verl's loggers and dumps write."""
+"""Read the JSON lines that verl's loggers and dumps write, and make values fit for such lines."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -16,3 +19,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return [*rows, json.loads(last)] if last else rows
     except json.JSONDecodeError:
         return rows
+
+
+def writable(value: Any) -> Any:
+    """A value that JSON has, or that has `tolist`; anything else as Python shows it.
+
+    What a reward tells beside its score may be of any type.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): writable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(item) for item in value]
+    known = value is None or isinstance(value, str | int | float) or hasattr(value, "tolist")
+    return value if known else repr(value)

@@ -6,14 +6,14 @@ writer, a thread, asks for the entries one by one, and writes the file that it a
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from transfer_queue import KVBatchMeta
 from verl.utils.debug import marked_timer
 
 from recipe.soup.errors import first_line
+from recipe.soup.records.json_lines import writable
 from recipe.soup.records.marks import marked
 from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import fetch, without_padding
@@ -38,21 +38,6 @@ class Column(Sequence[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         return self._make(row)
-
-
-def writable(value: Any) -> Any:
-    """A value as verl's writer knows it, which takes what JSON has, and arrays; anything else as Python shows it.
-
-    What a reward tells beside its score may be of any type.
-    """
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): writable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [writable(item) for item in value]
-    known = value is None or isinstance(value, str | int | float) or hasattr(value, "tolist")
-    return value if known else repr(value)
 
 
 def writable_column(values: Sequence[Any]) -> Column:

@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipe.soup.checks.outputs import check_writable, existing
-from recipe.soup.checks.snapshot_memory import GB, parameters
+from recipe.soup.checks.snapshot_memory import GB, parameters, trains_adapters
 from recipe.soup.errors import refuse
-from recipe.soup.tools.doctor.machine import BFLOAT16, FLOAT32, CannotTell
+from recipe.soup.tools.doctor.machine import CannotTell
 
 
 def check_disk(config: DictConfig) -> str:
@@ -45,8 +45,9 @@ def checkpoint_bytes(config: DictConfig) -> float | None:
         return None
     actor = config.actor_rollout_ref.actor
     dtype: Any = (actor.get("fsdp_config") or {}).get("model_dtype")
-    width = FLOAT32 if str(dtype or "fp32") in ("fp32", "float32") else BFLOAT16
-    copies = {"model": 1, "optimizer": 2, "hf_model": 1}  # Adam's two moments
+    width = 4 if str(dtype or "fp32") in ("fp32", "float32") else 2
+    moments = 0 if trains_adapters(config) else 2  # Adam's
+    copies = {"model": 1, "optimizer": moments, "hf_model": 1}
     return sum(count * width * copies.get(part, 0) for part in actor.checkpoint.save_contents)
 
 

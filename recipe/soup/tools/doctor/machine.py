@@ -7,15 +7,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.soup.checks.snapshot_memory import GB, gpu_bytes, parameters, trainer_bytes
+from recipe.soup.checks.snapshot_memory import GB, engine_bytes, gpu_bytes, parameters, trainer_bytes
 from recipe.soup.checks.snapshots import standalone_gpus
 from recipe.soup.errors import refuse
 from verl_ext.placement import Resources, asked_for, cluster_address, compare, here
 
 ROLLOUT = "actor_rollout_ref.rollout"
 SHARED_MEMORY = Path("/dev/shm")
-FLOAT32, BFLOAT16 = 4, 2
-"""Bytes of a number."""
 
 
 class CannotTell(Exception):
@@ -69,7 +67,7 @@ def check_gpu_memory(config: DictConfig) -> str:
     if total is None or count is None:
         raise CannotTell(f"{'no GPU' if total is None else 'no weights'} on this machine; ask on the one that will run")
     share = rollout.gpu_memory_utilization
-    weights = count * (FLOAT32 if rollout.dtype == "float32" else BFLOAT16) / rollout.tensor_model_parallel_size
+    weights = engine_bytes(config, count)
     if weights >= share * total and not rollout.get("quantization"):
         room = f"{share:g} x {total / GB:.0f} GB"
         why = f"the weights alone have {weights / GB:.1f} GB on each GPU, of {room}"

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +15,7 @@ from recipe.soup.errors import first_line
 from recipe.soup.tools.doctor import disk, environment, machine
 from recipe.soup.tools.doctor.machine import CannotTell
 from recipe.soup.tools.doctor.trials import Trials
+from recipe.soup.verl_adapter.compose import composed
 from recipe.soup.verl_adapter.trial import verls_own_checks
 
 EXAMPLES = """examples:
@@ -56,18 +55,20 @@ def doctor(args: argparse.Namespace) -> None:
 def examine(overrides: list[str]) -> Iterator[Line]:
     """Yield a line for each thing that was looked at."""
     try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            composed = compose("ppo_trainer", overrides=overrides, return_hydra_config=True)
-        config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        whole = composed(overrides, with_hydra=True)
+        config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
         OmegaConf.resolve(OmegaConf.create(OmegaConf.to_container(config)))
-    except (HydraException, OmegaConfBaseException, ModuleNotFoundError) as error:
+    except SystemExit as refusal:
+        yield PROBLEM, "config", str(refusal.code)
+        return
+    except OmegaConfBaseException as error:
         yield PROBLEM, "config", " ".join(str(error).split())
         return
     subjects: dict[str, Callable[[DictConfig], str | None]] = {
         "versions": environment.check_versions,
         "plugin": environment.check_plugin,
         **{name: check for name, check in AT_START.items() if name not in INSTEAD},
-        **{name: _asked(settings) for name, settings in composed.hydra.callbacks.items() if name not in BESIDE},
+        **{name: _asked(settings) for name, settings in whole.hydra.callbacks.items() if name not in BESIDE},
         "verl's own checks": verls_own_checks,
         "CPUs and GPUs": machine.check_resources,
         "GPU memory": machine.check_gpu_memory,

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from recipe.soup.checks.tables import FORMATS
 from recipe.soup.errors import refuse
 from recipe.soup.mathematics.datasets import DATASETS, load
 from recipe.soup.records.problems import Problem
@@ -13,7 +14,6 @@ from recipe.soup.verl_adapter.problems import Prompts, read_problems
 
 KEYS = ("data.", "reward.", "actor_rollout_ref.model.")
 """verl's keys that decide how problems are read, asked and graded."""
-FORMATS = (".parquet", ".json", ".jsonl")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipe.soup.errors import refuse
-from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.json_lines import read_json_lines, writable
 from recipe.soup.records.problems import Problem, correctness
 
 SAMPLED = ("problem", "input", "gts", "output", "tokens", "finish_reason")
@@ -30,8 +28,8 @@ def sampled(number: int, problem: Problem, output: Any) -> Row:
 
 
 def graded(row: Row, score: dict[str, Any]) -> Row:
-    """Add what a reward told; what has the name of one of our columns gets `reward_` before it."""
-    told = {f"reward_{key}" if key in row else key: value for key, value in score.items()}
+    """Add what a reward told; what has the name of one of our columns gets `told_` before it."""
+    told = {f"told_{key}" if key in row else key: value for key, value in score.items()}
     return {**row, **told, "acc": correctness(score)}
 
 
@@ -90,11 +88,6 @@ def add_problem(path: Path, rows: list[Row]) -> None:
 
 
 def _lines(rows: list[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    """What rewards tell besides numbers and texts."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
+    return "".join(
+        json.dumps(writable(row), ensure_ascii=False, default=lambda value: value.tolist()) + "\n" for row in rows
+    )

@@ -35,11 +35,7 @@ def test_interrupted_responses_enter_with_the_log_prob_of_each_tokens_own_versio
     samples = read_samples(interrupted.samples)
     # Samples 4 to 7 of a prompt never have a historical prefix: what changed their version was a weight sync.
     pure = [row for rows in samples.values() for row in rows if int(row["uid"].rsplit("_", 2)[1]) >= 4]
-    mixed = [row for rows in samples.values() for row in rows if row not in pure]
-    # A historical prefix and what follows have two versions.
-    assert any(len(set(row["policy_versions"])) > 1 for row in pure) or any(
-        len(set(row["policy_versions"])) > 2 for row in mixed
-    )
+    assert any(len(set(row["policy_versions"])) > 1 for row in pure)
     assert all(row["policy_versions"] == sorted(row["policy_versions"]) for row in pure)
     # Behind the end of a text, log-probs are so large that float32 rounds them more coarsely.
     bounds = replace(EXACT, largest=10 * EXACT.largest)

@@ -169,6 +169,11 @@ def test_checkpoints_must_fit_where_they_are_written(
                 disk.check_disk(config)
         else:
             assert str(tmp_path) in disk.check_disk(config)
+    whole = checkpoint_bytes(config)
+    config.actor_rollout_ref.model.lora_rank = 8
+    assert whole == pytest.approx(16e9)
+    assert checkpoint_bytes(config) == pytest.approx(8e9)  # adapters have moments, and nothing else has
+    config.actor_rollout_ref.model.lora_rank = 0
     config.trainer.max_actor_ckpt_to_keep = 1
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 20 * GB))  # pyright: ignore[reportAttributeAccessIssue]
     disk.check_disk(config)

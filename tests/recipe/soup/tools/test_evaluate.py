@@ -323,8 +323,8 @@ ODD = "import numpy as np\ndef compute_score(solution_str, **rest):\n    return 
     [
         ("np.bool_(True)", {"score": 1.0, "acc": 1.0}),
         ("{'score': 0.5, 'parts': np.array([1.0, 2.0])}", {"score": 0.5, "acc": 0.5, "parts": [1.0, 2.0]}),
-        ("{'score': 1.0, 'seen': {2, 1}, 'why': None}", {"seen": [1, 2], "why": None}),
-        ("{'score': 1, 'problem': 99, 'output': 'x', 'tokens': 'abc'}", {"reward_problem": 99, "reward_tokens": "abc"}),
+        ("{'score': 1.0, 'seen': {2, 1}, 'why': None}", {"seen": "{1, 2}", "why": None}),
+        ("{'score': 1, 'problem': 99, 'output': 'x', 'tokens': 'abc'}", {"told_problem": 99, "told_tokens": "abc"}),
     ],
 )
 def test_whatever_a_reward_tells_is_written(
