@@ -116,7 +116,7 @@ class RealRun:
 
 
 def assert_exact(comparisons: dict[str, Comparison], bounds: Bounds = EXACT) -> None:
-    assert list(broken(comparisons, bounds)) == []
+    assert not (said := list(broken(comparisons, bounds))), said
 
 
 def assert_engine_agrees(metrics: Iterable[dict[str, float]], segment: str, largest: float = EXACT.largest) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,19 @@ from transformers import AutoModelForCausalLM
 
 from recipe.soup.tools import cli
 from recipe.soup.tools import verify as module
-from recipe.soup.tools.exactness import Bounds, broken
+from recipe.soup.tools.exactness import ENOUGH, Bounds, Comparison, Place, broken
 from recipe.soup.tools.verify import in_batches, read_samples, verify
 
 
-def rows(step: int) -> list[dict]:
+def rows(step: int, count: int = 30) -> list[dict]:
     """Samples of different lengths whose first two tokens are one version old."""
     return [
         {
-            "prompt_ids": [2, 3 + i],
-            "response_ids": [4 + i] * (3 + i),
-            "policy_versions": [max(step - 2, 0)] * 2 + [step - 1] * (1 + i),
+            "prompt_ids": [2, 3 + i % 5],
+            "response_ids": [4 + i % 5] * (3 + i % 5),
+            "policy_versions": [max(step - 2, 0)] * 2 + [step - 1] * (1 + i % 5),
         }
-        for i in range(5)
+        for i in range(count)
     ]
 
 
@@ -80,16 +81,16 @@ def test_in_any_batches(
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
     samples, checkpoints, base_model = run / "samples", run / "checkpoints", str(countdown_dir / "base_model")
     compared = verify(samples, checkpoints, base_model)
-    assert len(compared["prefix"].claimed) == 10
+    assert len(compared["prefix"].claimed) == 60
     assert not list(broken(compared, Bounds()))
     assert main(run, countdown_dir) == ""
     printed = capsys.readouterr().out
-    assert "prefix: 10 tokens; largest difference" in printed
+    assert "prefix: 60 tokens; largest difference" in printed
     assert printed.endswith("exact: all bounds are kept\n")
 
 
 @pytest.mark.parametrize(
-    ("off", "says"), [(3e-3, "3.0e-03 over --largest 1e-05"), (float("nan"), "nan over --largest")]
+    ("off", "says"), [(3e-3, "2.9e-03 over --largest 5e-05"), (float("nan"), "nan over --largest")]
 )
 def test_one_wrong_token_is_found(off: float, says: str, run: Path, countdown_dir: Path) -> None:
     logged = read_samples(run / "samples")[2][2]["old_log_probs"]
@@ -126,8 +127,26 @@ def test_what_could_not_be_checked_does_not_pass(run: Path, countdown_dir: Path)
     assert main(run, countdown_dir, "--expect", "continuation", "--apart", "0") == ""
 
 
+def compare(tokens: int, furthest: float) -> Comparison:
+    """So many tokens that are exact, and as many of the version before, of which the last is furthest away."""
+    others = {-1: [0.0] * (tokens - 1) + [furthest], 1: [0.5] * ENOUGH}
+    return Comparison([0.0] * ENOUGH, [Place(1, 1, 1)] * ENOUGH, defaultdict(list, others))
+
+
+def test_a_few_tokens_that_any_version_gives_are_no_fault() -> None:
+    said = [list(broken({"prefix": compare(tokens, 1e-3)}, Bounds())) for tokens in (ENOUGH - 1, ENOUGH)]
+    assert said[0] == []
+    assert "the version -1 from the claimed one" in said[1][0]
+
+
+def test_a_few_tokens_alone_prove_nothing() -> None:
+    few = Comparison([0.0] * 9, [Place(1, 1, 1)] * 9, defaultdict(list, {-1: [0.5] * 9}))
+    [said] = broken({"prefix": few}, Bounds())
+    assert said.startswith("prefix: 9 tokens to compare with")
+
+
 def test_no_batch_has_more_logits_than_fit() -> None:
-    samples = rows(1)
+    samples = rows(1, count=5)
     longest, vocabulary = 9, module.LOGITS_AT_ONCE // 20
     batches = list(in_batches(samples, vocabulary))
     assert [row for batch in batches for row in batch] == samples
