@@ -36,11 +36,12 @@ def start(run: Run, driver: str) -> subprocess.Popen:
     if driver == "main_ppo":
         line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='{run.metrics}'")
         line.append(f"hydra.run.dir='{run.folder / 'hydra'}'")
-    told, text = run.folder / "command.txt", shlex.join(line) + "\n"
-    if not (run.has_checkpoint and told.exists() and told.read_text() == text):
+    told = run.folder / "command.txt"
+    # One interpreter has several names, and the one that this call was started with changes no run.
+    if not (run.has_checkpoint and told.exists() and shlex.split(told.read_text())[1:] == line[1:]):
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(parents=True)
-    told.write_text(text)
+    told.write_text(shlex.join(line) + "\n")
     environ = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run.metrics)}
     with (run.folder / "log.txt").open("a") as log:
         return subprocess.Popen(line, env=environ, stdout=log, stderr=subprocess.STDOUT)

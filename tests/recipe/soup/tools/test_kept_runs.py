@@ -144,7 +144,7 @@ def test_named_steps_see_nothing_of_what_came_later(finished: list[Run]) -> None
 
 
 def test_a_killed_run_goes_on_only_with_its_own_settings(finished: list[Run], tmp_path: Path) -> None:
-    """With a checkpoint of the very same command its folder is kept; else it starts anew."""
+    """With a checkpoint of the very same settings its folder is kept; else it starts anew."""
     run = finished[0]
     process = execution.start(run, "lab")  # no checkpoint: anew
     process.kill()
@@ -154,6 +154,8 @@ def test_a_killed_run_goes_on_only_with_its_own_settings(finished: list[Run], tm
     tracker.parent.mkdir()
     tracker.write_text("2")
     (run.folder / "marker").touch()
+    told = run.folder / "command.txt"
+    told.write_text(told.read_text().replace(sys.executable, "/another/name/of/python"))
     process = execution.start(run, "lab")
     process.kill()
     process.wait()
