@@ -14,6 +14,7 @@ from compose import compose_config
 from training_worker import COUNTDOWN, Store, WorkerGroup, make_trainer, recorded
 from transfer_queue import KVBatchMeta
 
+from recipe.soup.algorithm.loss_metrics import PREFIX
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 
@@ -41,7 +42,8 @@ def main(result: str, *overrides: str) -> None:
         [optimizer.state[p]["exp_avg"].full_tensor().flatten() for p in optimizer.param_groups[0]["params"]]
     )
     if rank == 0:
-        torch.save(gradient, result)
+        told = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
+        torch.save({"gradient": gradient, "metrics": told}, result)
     torch.distributed.destroy_process_group()
 
 

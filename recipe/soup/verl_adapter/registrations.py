@@ -170,5 +170,7 @@ def soup_loss(
         clip = clip_ranges(settings, config)
         inputs = LossInputs(log_prob, rows["old_log_probs"], rows["advantages"], prefix, clip, settings.shaping_gamma)
         sums = loss_sums(inputs, RATIOS[settings.ratio].loss(inputs), rows["response_mask"])
-    metrics.update({key: Metric(value=value, aggregation=AggregationType.SUM) for key, value in sums.items()})
+    # verl adds up micro-batches, but takes the mean of the ranks.
+    ranks = data["dp_size"]
+    metrics.update({key: Metric(value=value * ranks, aggregation=AggregationType.SUM) for key, value in sums.items()})
     return loss, metrics

@@ -317,9 +317,9 @@ def test_constant_rewards_change_no_weight(composed: Any, store: Store) -> None:
     assert metrics["actor/grad_norm"] == 0
 
 
-def test_two_data_parallel_ranks_give_the_gradient_of_one(tmp_path: Path, clean_environ: dict[str, str]) -> None:
+def test_two_ranks_give_the_gradient_and_the_metrics_of_one(tmp_path: Path, clean_environ: dict[str, str]) -> None:
     """Over gloo, by torchrun; the ranks' shares differ in tokens and prefixes."""
-    script, gradients = Path(__file__).parents[3] / "support" / "two_ranks.py", []
+    script, results = Path(__file__).parents[3] / "support" / "two_ranks.py", []
     overrides = ["algorithm.soup.ratio=shaped", "algorithm.soup.prefix_gradient=0.7"]
     for ranks in ("1", "2"):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
@@ -328,10 +328,12 @@ def test_two_data_parallel_ranks_give_the_gradient_of_one(tmp_path: Path, clean_
             [*command, str(script), str(tmp_path / ranks), *overrides], env=environ, capture_output=True, timeout=240
         )
         assert done.returncode == 0, done.stderr.decode()[-3000:]
-        # The tensor that the script wrote, and nothing else could be loaded.
-        gradients.append(torch.load(tmp_path / ranks, weights_only=True))
-    assert gradients[0].norm() > 0
-    assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6 * float(gradients[0].abs().max()))
+        results.append(torch.load(tmp_path / ranks, weights_only=True))
+    one, two = (result["gradient"] for result in results)
+    assert one.norm() > 0
+    assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+    assert results[0]["metrics"]["soup/loss/prefix/tokens"] > 100
+    assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], rel=1e-4, abs=1e-6)
 
 
 # ---------------------------------------------------------------- baselines
