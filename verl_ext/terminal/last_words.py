@@ -13,8 +13,10 @@ import ray
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from ray.exceptions import RayError
 
 from verl_ext.causes import LoggedCause, cause_of
+from verl_ext.lost_nodes import lost_node, nodes_alive
 
 HANDLER = "verl_ext_last_words"
 
@@ -24,6 +26,7 @@ class LastWords(Callback):
 
     def __init__(self) -> None:
         self._logged = LoggedCause()
+        self._nodes: set[str] = set()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         with suppress(ImportError):  # Ray's own; without it the cause is what the exception says
@@ -32,6 +35,9 @@ class LastWords(Callback):
             global_worker_stdstream_dispatcher.add_handler(HANDLER, self._take)
 
     def _take(self, batch: dict[str, Any]) -> None:
+        if not self._nodes:
+            with suppress(RayError):
+                self._nodes = nodes_alive()
         self._logged.take((batch.get("ip"), batch.get("pid")), batch.get("lines", []))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -39,5 +45,9 @@ class LastWords(Callback):
             atexit.register(self._say, job_return._return_value)
 
     def _say(self, error: BaseException) -> None:
+        lost = None
+        with suppress(RayError):
+            lost = lost_node(cause_of(error, self._logged), self._nodes)
         ray.shutdown()  # which prints what it still has
-        print(f"\nThe run failed: {cause_of(error, self._logged)}", file=sys.stderr, flush=True)
+        cause = cause_of(error, self._logged)
+        print(f"\nThe run failed: {f'{lost} ({cause})' if lost else cause}", file=sys.stderr, flush=True)
