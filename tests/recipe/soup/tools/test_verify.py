@@ -1,6 +1,7 @@
 """The check that recomputes old log-probs, by itself; against real runs: real_path/."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_what_tools_wrote_is_skipped(run: Path, countdown_dir: Path) -> None:
     compared = verify(run / "samples", run / "checkpoints", str(countdown_dir / "base_model"))
     tokens = sum(len(row["response_ids"]) for rows in read_samples(run / "samples").values() for row in rows)
     assert sum(len(comparison.claimed) for comparison in compared.values()) == tokens - 1
+    others = [values for comparison in compared.values() for values in comparison.others.values()]
+    assert all(math.isfinite(value) for values in others for value in values)
     assert main(run, countdown_dir) == ""
 
 

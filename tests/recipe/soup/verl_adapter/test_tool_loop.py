@@ -288,7 +288,9 @@ def test_versions_that_changed_in_the_middle_of_turns(run: Any, tokenizer: Any) 
     assert RUNS_KEY not in output.as_dict()["extra_fields"]
 
 
-def test_a_tool_that_answers_with_an_image_loses_the_sample(run: Any, tokenizer: Any, tools: list[FunctionTool]) -> None:
+def test_a_tool_that_answers_with_an_image_loses_the_sample(
+    run: Any, tokenizer: Any, tools: list[FunctionTool]
+) -> None:
     async def picture(**_: Any) -> ToolResponse:
         return ToolResponse(image=[object()])
 
