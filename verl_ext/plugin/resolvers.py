@@ -1,4 +1,4 @@
-"""OmegaConf resolvers: files beside a Python package, what this machine has, what depends on the model or another key."""
+"""OmegaConf resolvers: files beside a package, what this machine has, what depends on the model or another key."""
 
 import json
 from importlib.util import find_spec

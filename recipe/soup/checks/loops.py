@@ -29,10 +29,8 @@ def check_loops(config: DictConfig) -> None:
         raise refuse(LOOP, loop, f"{why}; set it to {AGENT_NAME}, or to {TOOL_AGENT_NAME} for tools.")
     own_loops = OmegaConf.select(config, f"{ROLLOUT}.agent.agent_loop_config_path")
     if own_loops is not None:
-        why = (
-            "loops of one's own do not tell which version sampled which token, and may return several outputs; drop it"
-        )
-        raise refuse(f"{ROLLOUT}.agent.agent_loop_config_path", own_loops, f"{why}.")
+        why = "loops of one's own do not tell which version sampled which token, and may return several outputs"
+        raise refuse(f"{ROLLOUT}.agent.agent_loop_config_path", own_loops, f"{why}; drop it.")
     if loop == AGENT_NAME and OmegaConf.select(config, ENABLE):
         raise refuse(ENABLE, True, f"{LOOP}={AGENT_NAME} has one turn; leave that to this key, or set this to False.")
     for section in (f"{ROLLOUT}.multi_turn", "data"):
@@ -52,7 +50,7 @@ def _check_tool_file(key: str, path: str | None, loop: str) -> None:
 
 
 def _check_column(config: DictConfig, loop: str) -> None:
-    """verl lets each row choose its loop; ours of the same kind takes its place, but only if all rows are of one kind."""
+    """verl lets each row choose its loop. Ours of the same kind takes its place, but all rows must be of one kind."""
     if own_dataset(config):
         return
     for name in ("train_files", "val_files"):

@@ -49,7 +49,7 @@ def last_question(prompt: str) -> str:
 
 
 def coloured(sample: dict[str, Any], brackets: bool, brief: bool = False) -> Text:
-    """Write one sample: step, reward, versions, prompt and response, in which history and the answers of tools stand out.
+    """Write one sample: step, reward, versions, prompt and response, in which history and tools' answers stand out.
 
     Args:
         brackets: keep those around history and tools, where there are no colours.

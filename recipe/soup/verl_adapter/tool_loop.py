@@ -1,7 +1,7 @@
 """The rollout side with tools: a prefix is the beginning of the first turn, and never goes beyond it.
 
-The first turn ends where the engine stops: at the call of a tool, or at the response's end. If it ended within the prefix,
-the loop runs the tool for real, and the current policy writes the next turn.
+The first turn ends where the engine stops: at the call of a tool, or at the response's end. If it ended within the
+prefix, the loop runs the tool for real, and the current policy writes the next turn.
 """
 
 from typing import Any, cast

@@ -38,7 +38,7 @@ from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
 from recipe.soup.prefixes.plan import PromptPlan
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
-from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
+from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools, SampledPrefix
 from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -336,6 +336,62 @@ class TestPrompts:
         refill = trainer._next_train_batch(4)
         assert refill["index"].tolist() == [4, 5, 6, 7]
         assert all(not order.requests for order in refill[REQUESTS_KEY])
+
+    @staticmethod
+    def init_dataloader(config: DictConfig, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> Any:
+        """A trainer whose dataloaders ours has taken over from verl's."""
+
+        def verls(self: Any) -> None:
+            self.train_dataloader, self.val_dataloader = (
+                StatefulDataLoader(cast(Any, rows), batch_size=4, collate_fn=collate_fn) for _ in range(2)
+            )
+            self.steps_per_epoch = len(rows) // 4
+
+        monkeypatch.setattr(PPOTrainerSync, "_init_dataloader", verls)
+        trainer = SoupTrainer(config)
+        trainer.global_steps, trainer.train_dataloader_it = 1, None
+        trainer._init_dataloader()
+        return trainer
+
+    @pytest.mark.parametrize(("example", "verls", "ours"), [
+        ("countdown", "single_turn_agent", "soup_agent"), ("countdown_tool", "tool_agent", "soup_tool_agent"),
+    ])  # fmt: skip
+    def test_rows_that_ask_for_verls_loop_run_on_ours(
+        self, composed: Any, monkeypatch: pytest.MonkeyPatch, example: str, verls: str, ours: str
+    ) -> None:
+        """The worker takes the default where no row asks; so in training and in validation."""
+        config = composed("algorithm=soup", "hardware=cpu", f"example={example}", "data.train_batch_size=4")
+        assert config.actor_rollout_ref.rollout.agent.default_agent_loop == ours
+        row = {"raw_prompt": [{"role": "user", "content": "x"}]}
+        rows = [{**row, "agent_name": name, "index": torch.tensor(i)} for i, name in enumerate([verls, ours] * 6)]
+        trainer = self.init_dataloader(config, monkeypatch, rows)
+        batches = [trainer._next_train_batch(), *trainer.val_dataloader]
+        assert all("agent_name" not in batch and len(batch["index"]) == 4 for batch in batches)
+        for other in ({"soup_agent", "soup_tool_agent"} - {ours}) | {"react_agent"}:
+            rows[1]["agent_name"] = other
+            trainer = self.init_dataloader(config, monkeypatch, rows)
+            with pytest.raises(ValueError, match=f"agent_name={other} in the data: this run has {ours}"):
+                trainer._next_train_batch()
+
+    def test_requests_carry_the_tools_that_their_prompt_may_call(
+        self, composed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        overrides = ["data.train_batch_size=4", "algorithm.soup.lag=1", "algorithm.soup.warm_start=pure"]
+        messages = [{"role": "user", "content": "x"}]
+        chosen: list[Any] = [["calculator", "clock"], ["clock"], [], None] * 4
+        rows = [{"raw_prompt": messages, "extra_info": {"tool_selection": tools}} for tools in chosen]
+        for example in ("countdown_tool", "countdown"):
+            config = composed("algorithm=soup", "hardware=cpu", f"example={example}", *overrides)
+            trainer = self.init_dataloader(config, monkeypatch, rows)
+            batch = trainer._next_train_batch()
+            orders = [order for row in batch[REQUESTS_KEY] for orders in row.requests.values() for order in orders]
+            tools = {order.ordinal - 4: order.tools for order in orders}
+            own = {0: ("calculator", "clock"), 1: ("clock",)} if example == "countdown_tool" else {}
+            assert tools == {ordinal: own.get(ordinal, ()) for ordinal in range(4)}
+            assert all(order.messages == messages for order in orders)
+        # They are another prompt with other tools: a source that remembers prompts must not mix them up.
+        prompts = [messages, PromptWithTools(messages, ("clock",)), PromptWithTools(messages, ("calculator",))]
+        assert len(set(map(fingerprint, prompts))) == 3
 
     def test_only_numbers_travel_besides_the_messages(self, trainer: Any) -> None:
         _, orders = self.step(trainer, 1)
