@@ -14,7 +14,7 @@ from examples.countdown.task import OPERATIONS
 
 PARSER = "countdown"
 """Its name for `multi_turn.format`."""
-_CALL = re.compile(r"(\d{1,4})([-+*])(\d{1,4})=$")
+_CALL = re.compile(r"(?<!\d)(\d{1,4})([-+*])(\d{1,4})=$")
 
 
 @function_tool("calculator")

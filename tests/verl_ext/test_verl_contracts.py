@@ -87,8 +87,8 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (split_resource_pool, ["resource_pool", "split_size"]),
         (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
         (ToolAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
-        (ToolAgentLoop._handle_processing_tools_state, ["self", "agent_data"]),
-        (ToolAgentLoop._call_tool, ["self", "tool_call", "tools_kwargs", "agent_data"]),
+        (cast(Any, ToolAgentLoop)._handle_processing_tools_state, ["self", "agent_data"]),
+        (cast(Any, ToolAgentLoop)._call_tool, ["self", "tool_call", "tools_kwargs", "agent_data"]),
         (
             AgentLoopBase.ct_merge_assistant_token,
             [

@@ -17,9 +17,11 @@ from recipe.soup.names import TOOL_AGENT_NAME
 from recipe.soup.prefixes.requests import PrefixRequest
 from recipe.soup.verl_adapter.mixed_loop import MixedAgentLoop
 
+VerlsLoop: Any = ToolAgentLoop  # behind verl's decorator a type checker sees any agent loop
+
 
 @register(TOOL_AGENT_NAME)
-class SoupToolAgentLoop(MixedAgentLoop, ToolAgentLoop):
+class SoupToolAgentLoop(MixedAgentLoop, VerlsLoop):
     """verl's loop with tools, on a client that knows the sample's prefix. Without orders it is verl's loop.
 
     What a tool answered, and what joins two turns, was sampled by nobody: version `NOBODY`, and mask 0.

@@ -17,16 +17,29 @@ STEPS = 4
 STEP = re.compile(r"(\d+)([-+*])(\d+)=$")
 
 
-@pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    folder = tmp_path_factory.mktemp("tools")
-    overrides = ["algorithm.soup.lag=1", f"trainer.total_training_steps={STEPS}"]
-    overrides += [f"actor_rollout_ref.rollout.multi_turn.function_tool_path={CALCULATOR}"]
+def calculating(folder: Path, environ: dict[str, str], *overrides: str) -> RealRun:
+    """A run to its end, which notes each call of the calculator."""
     common = [override.replace("example=countdown", "example=countdown_tool") for override in COMMON]
-    environ = {**clean_environ, "CALCULATED": str(folder / "calculated.txt")}
-    run = RealRun(folder, environ, "algorithm=soup", *overrides, common=common)
+    counted = f"actor_rollout_ref.rollout.multi_turn.function_tool_path={CALCULATOR}"
+    environ = {**environ, "CALCULATED": str(folder / "calculated.txt")}
+    run = RealRun(folder, environ, "algorithm=soup", counted, *overrides, common=common)
     assert run.finish(STARTED) == 0, run.log[-4000:]
     return run
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    overrides = ["algorithm.soup.lag=1", f"trainer.total_training_steps={STEPS}"]
+    return calculating(tmp_path_factory.mktemp("tools"), clean_environ, *overrides)
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
+    """16 prompts, eight a step: they come again every second step."""
+    overrides = ["algorithm.soup.source=replay", "data.train_max_samples=16", "algorithm.soup.prefix_length.max=6"]
+    overrides += ["trainer.total_epochs=100", "trainer.total_training_steps=6", "algorithm.soup.mixed_share=0.75"]
+    overrides += ["algorithm.soup.behavior_log_probs=trainer"]
+    return calculating(tmp_path_factory.mktemp("replay"), clean_environ, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +120,22 @@ def test_masks_take_what_tools_wrote_out_of_all_counts(tools: RealRun, rows: dic
         trained = metrics["soup/loss/prefix/tokens"] + metrics["soup/loss/continuation/tokens"]
         assert trained == pytest.approx(sampled / 2)
         assert metrics["actor/grad_norm"] > 0
+
+
+def test_a_replayed_prefix_is_cut_at_the_end_of_the_first_turn(replay: RealRun, countdown_dir: Path) -> None:
+    """Also a longer one would be: it calls its tool anew, and nothing that a tool answered is replayed."""
+    assert_exact(verify(replay.samples, replay.checkpoints, str(countdown_dir / "base_model")))
+    rows = read_samples(replay.samples)
+    ends = 0
+    for step in range(3, 7):
+        assert sum(row["prefix_length"] > 0 for row in rows[step]) == 48
+        for row in (row for row in rows[step] if row["prefix_length"]):
+            first, *others = stretches(row)
+            assert row["prefix_length"] <= len(first[1])
+            ends += row["prefix_length"] == len(first[1]) and len(others) > 1
+            prefix = row["response_ids"][: row["prefix_length"]]
+            last_visit = [r for r in rows[step - 2] if r["prompt_ids"] == row["prompt_ids"]]
+            assert any(r["response_ids"][: len(prefix)] == prefix for r in last_visit)
+    assert ends > 20
+    answers = sum(not mine for step in rows.values() for row in step for mine, _, _ in stretches(row))
+    assert len((replay.folder / "calculated.txt").read_text().split()) >= answers
