@@ -87,7 +87,7 @@ def tool_schemas(config: DictConfig, tokenizer: Any) -> list[dict[str, Any]] | N
     try:
         ToolParser.get_tool_parser(turns.format, tokenizer)
     except Exception as error:  # a parser may want special tokens that the model has not
-        why = f"no parser of tool calls for this model ({first_line(root_cause(error)).rstrip('.')}); choose another one"
+        why = f"no parser of calls for this model ({first_line(root_cause(error)).rstrip('.')}); choose another one"
         raise refuse("actor_rollout_ref.rollout.multi_turn.format", turns.format, f"{why}.") from error
     return [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools]
 

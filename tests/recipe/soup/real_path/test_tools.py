@@ -35,7 +35,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str
 
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    """16 prompts, eight a step: they come again every second step."""
+    """16 prompts, eight a step: they come again in every second step, as a rule."""
     overrides = ["algorithm.soup.source=replay", "data.train_max_samples=16", "algorithm.soup.prefix_length.max=6"]
     overrides += ["trainer.total_epochs=100", "trainer.total_training_steps=6", "algorithm.soup.mixed_share=0.75"]
     overrides += ["algorithm.soup.behavior_log_probs=trainer"]
@@ -134,8 +134,12 @@ def test_a_replayed_prefix_is_cut_at_the_end_of_the_first_turn(replay: RealRun, 
             assert row["prefix_length"] <= len(first[1])
             ends += row["prefix_length"] == len(first[1]) and len(others) > 1
             prefix = row["response_ids"][: row["prefix_length"]]
-            last_visit = [r for r in rows[step - 2] if r["prompt_ids"] == row["prompt_ids"]]
-            assert any(r["response_ids"][: len(prefix)] == prefix for r in last_visit)
+            # Each epoch has an order of its own.
+            earlier = [
+                r for e in range(max(step - 3, 1), step) for r in rows[e] if r["prompt_ids"] == row["prompt_ids"]
+            ]
+            assert any(r["response_ids"][: len(prefix)] == prefix for r in earlier)
     assert ends > 20
     answers = sum(not mine for step in rows.values() for row in step for mine, _, _ in stretches(row))
-    assert len((replay.folder / "calculated.txt").read_text().split()) >= answers
+    called = len((replay.folder / "calculated.txt").read_text().split())
+    assert 0 <= called - answers < 0.02 * answers  # an answer that had no room is not in its sample

@@ -141,7 +141,7 @@ def test_prompts_tell_of_the_tools_that_the_run_has(composed: Compose) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("format", "nonsense", "no parser of tool calls for this model (Unknown tool parser: nonsense); choose"),
+        ("format", "nonsense", "no parser of calls for this model (Unknown tool parser: nonsense); choose"),
         ("function_tool_path", "broken.py", "cannot be loaded (no tools today); mend the tools."),
         ("function_tool_path", "absent.py", "cannot be loaded ("),
     ],
