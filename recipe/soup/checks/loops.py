@@ -14,6 +14,7 @@ ROLLOUT = "actor_rollout_ref.rollout"
 LOOP = f"{ROLLOUT}.agent.default_agent_loop"
 ENABLE = f"{ROLLOUT}.multi_turn.enable"
 COLUMN = "agent_name"
+ONE_TURN = f"set {ENABLE} to False"
 TOOL_FILES = ("function_tool_path", "tool_config_path")
 
 
@@ -32,8 +33,11 @@ def check_loops(config: DictConfig) -> None:
         why = "loops of one's own do not tell which version sampled which token, and may return several outputs"
         raise refuse(f"{ROLLOUT}.agent.agent_loop_config_path", own_loops, f"{why}; drop it.")
     if loop == AGENT_NAME and OmegaConf.select(config, ENABLE):
-        raise refuse(ENABLE, True, f"{LOOP}={AGENT_NAME} has one turn; leave that to this key, or set this to False.")
-    for section in (f"{ROLLOUT}.multi_turn", "data"):
+        raise refuse(ENABLE, True, f"{LOOP}={AGENT_NAME} has one turn; leave that to this key, or {ONE_TURN}.")
+    turns = f"{ROLLOUT}.multi_turn"
+    if loop == TOOL_AGENT_NAME and all(OmegaConf.select(config, f"{turns}.{name}") is None for name in TOOL_FILES):
+        raise refuse(f"{turns}.{TOOL_FILES[0]}", None, f"{loop} has no tools to call; name a file, or {ONE_TURN}.")
+    for section in (turns, "data"):
         for name in TOOL_FILES:
             _check_tool_file(f"{section}.{name}", OmegaConf.select(config, f"{section}.{name}"), loop)
     _check_column(config, loop)

@@ -40,4 +40,4 @@ class SoupAgentLoop(MixedAgentLoop, SingleTurnAgentLoop):
     """verl's single-turn loop, on a client that knows the sample's prefix. Without orders it is verl's loop."""
 
     def _versions(self, output: AgentLoopOutput) -> list[int]:
-        return self.turns.versions
+        return self.turns.versions[: len(output.response_ids)]

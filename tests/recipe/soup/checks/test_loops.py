@@ -55,7 +55,9 @@ def test_the_loop_is_the_one_that_multi_turn_asks_for(composed: Compose, algorit
     [
         ([f"{LOOP}=tool_agent"], [f"{LOOP}=tool_agent: ", "soup_tool_agent for tools"]),
         ([f"{LOOP}=react_agent"], [f"{LOOP}=react_agent: ", "set it to soup_agent"]),
-        ([f"{LOOP}=soup_agent", f"{ENABLE}=true"], [f"{ENABLE}=True: ", "set this to False"]),
+        ([f"{LOOP}=soup_agent", f"{ENABLE}=true"], [f"{ENABLE}=True: ", f"set {ENABLE} to False"]),
+        ([f"{ENABLE}=true"], [f"multi_turn.{FILE}=None: ", "no tools to call; name a file"]),
+        ([f"{LOOP}=soup_tool_agent"], [f"multi_turn.{FILE}=None: ", "no tools to call; name a file"]),
         ([f"{ROLLOUT}.agent.agent_loop_config_path=x.yaml"], ["agent_loop_config_path=x.yaml: ", "several outputs"]),
         ([f"{ROLLOUT}.multi_turn.{FILE}=/tools.py"], [f"{FILE}=/tools.py: ", f"set {ENABLE} to True"]),
         ([f"data.{FILE}=/tools.py"], [f"data.{FILE}=/tools.py: ", f"set {ENABLE} to True"]),
