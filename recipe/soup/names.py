@@ -1,7 +1,10 @@
 """Names that verl's registries, configs and fields know us by."""
 
 AGENT_NAME = "soup_agent"
-"""Of the agent loop."""
+TOOL_AGENT_NAME = "soup_tool_agent"
+"""Of the agent loops: one turn, and several with tools between them."""
+OURS_FOR = {"single_turn_agent": AGENT_NAME, "tool_agent": TOOL_AGENT_NAME}
+"""By verl's name of an agent loop, ours that does the same with prefixes."""
 TRAINER_MODE = "soup"
 ASYNC_TRAINER_MODE = "soup_colocate_async"
 """Values of `trainer.v1.trainer_mode`."""

@@ -111,8 +111,12 @@ class RealRun:
         (copy / "latest_checkpointed_iteration.txt").write_text(str(up_to))
 
     def metrics(self, experiment: str) -> dict[int, dict[str, float]]:
+        """What verl's file logger wrote of example=countdown, by step."""
+        return self.metrics_of("countdown", experiment)
+
+    def metrics_of(self, project: str, experiment: str) -> dict[int, dict[str, float]]:
         """What verl's file logger wrote, by step."""
-        return read_metrics(self.folder / "runs" / "countdown" / f"{experiment}.jsonl")
+        return read_metrics(self.folder / "runs" / project / f"{experiment}.jsonl")
 
 
 def assert_exact(comparisons: dict[str, Comparison], bounds: Bounds = EXACT) -> None:

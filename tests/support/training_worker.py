@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import SAMPLED_KEY
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -146,6 +147,17 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
     return store.put([line["uid"] for line in lines], "train", tags=tags)
 
 
+def with_tools(store: Store) -> None:
+    """Have a tool write two tokens of each sample: behind its prefix, and behind its fifth token at the earliest."""
+    for row in store.rows.values():
+        first = max(int((row["policy_versions"] < STEP - 1).sum()), 5)
+        answer = slice(first, first + 2)
+        row["policy_versions"][answer] = NOBODY
+        row["rollout_log_probs"][answer] = 0
+        for mask in ("response_mask", "loss_mask"):
+            row[mask][answer] = 0
+
+
 def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = None) -> Any:
     """One of verl's trainers as it is made, up to the point at which it starts Ray's workers.
 
@@ -164,7 +176,9 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = 
     return trainer
 
 
-def update(cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool) -> tuple[WorkerGroup, dict]:
+def update(
+    cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool, tools: bool = False
+) -> tuple[WorkerGroup, dict]:
     """One update from the base model on the recorded batch."""
     torch.manual_seed(0)
     group = WorkerGroup(config, store)
@@ -173,6 +187,8 @@ def update(cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool)
     if not mixed:
         for row in store.rows.values():
             row["policy_versions"] = torch.full_like(row["policy_versions"], STEP - 1)
+    if tools:
+        with_tools(store)
     if loss:
         trainer._install_loss()
     metrics: dict = {}

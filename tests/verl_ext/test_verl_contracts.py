@@ -13,6 +13,7 @@ from transfer_queue.controller import FieldMeta
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, AgentLoopWorker
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.single_controller.base.decorator import MAGIC_ATTR, Dispatch
 from verl.single_controller.ray.base import split_resource_pool
@@ -26,6 +27,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
+from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -84,6 +86,27 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (ActorRolloutRefWorker.update_weights, ["self", "global_steps", "mode"]),
         (split_resource_pool, ["resource_pool", "split_size"]),
         (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
+        (ToolAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
+        (cast(Any, ToolAgentLoop)._handle_processing_tools_state, ["self", "agent_data"]),
+        (cast(Any, ToolAgentLoop)._call_tool, ["self", "tool_call", "tools_kwargs", "agent_data"]),
+        (
+            AgentLoopBase.ct_merge_assistant_token,
+            [
+                *("self", "runtime_token_ids", "assistant_token_ids", "response_mask", "response_logprobs"),
+                "assistant_logprobs",
+            ],
+        ),
+        (
+            AgentLoopBase.ct_merge_context_msg,
+            [
+                *("self", "previous_messages", "updated_messages", "runtime_token_ids", "response_mask"),
+                *("response_logprobs", "tools"),
+            ],
+        ),
+        (
+            ContinuousTokenBuilder.align_response_metadata,
+            ["self", "merge_result", "response_mask", "response_logprobs", "assistant_logprobs"],
+        ),
         (ppo_loss, ["config", "model_output", "data", "dp_group"]),
         (initialize_global_process_group_ray, ["timeout_second", "backend"]),
     ],
@@ -101,7 +124,7 @@ def test_signature(function: Any, parameters: list[str]) -> None:
             compute_policy_loss_vanilla,
             {"old_log_prob", "log_prob", "advantages", "response_mask", "rollout_is_weights"},
         ),
-        (AgentLoopBase.ct_build_initial_tokens, {"messages"}),
+        (AgentLoopBase.ct_build_initial_tokens, {"messages", "tools"}),
         (vLLMHttpServer.generate, {"request_id", "prompt_ids", "sampling_params"}),
         (CheckpointEngineWorker.update_weights, {"global_steps"}),
         (CheckpointEngineWorker.execute_checkpoint_engine, {"method"}),

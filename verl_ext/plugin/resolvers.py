@@ -1,4 +1,4 @@
-"""OmegaConf resolvers: files beside a Python package, what this machine has, and what depends on the model's size."""
+"""OmegaConf resolvers: files beside a package, what this machine has, what depends on the model or another key."""
 
 import json
 from importlib.util import find_spec
@@ -70,7 +70,12 @@ def training_strategy(model_engine: str) -> str:
     return "fsdp2" if model_engine == "dp" else model_engine
 
 
+def either(condition: bool, if_true: str, if_false: str) -> str:
+    """Return one of two values, as another key says."""
+    return if_true if condition else if_false
+
+
 def register_resolvers() -> None:
     """Register all resolvers with OmegaConf in this process; calling it again changes nothing."""
-    for resolver in (package_dir, default_attention, can_pack, training_strategy, weight_bucket_megabytes):
+    for resolver in (package_dir, default_attention, can_pack, either, training_strategy, weight_bucket_megabytes):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 
 import torch
 
+NOBODY = -2
+"""The version of tokens that no policy sampled, such as the answers of tools."""
+
 
 @dataclass(frozen=True)
 class TrainRows:
     """One training batch; (batch, response_length) unless stated. Rows that are no samples have an empty mask.
 
     Attributes:
-        response_mask: bool, sampled tokens.
+        response_mask: bool, sampled tokens; between the turns of a response there may be others.
         response_ids: int, the tokens.
         is_historical: bool, those older than the step's version.
-        policy_versions: int, the version that sampled each token.
+        policy_versions: int, the version that sampled each token, or `NOBODY`.
         behavior_log_probs: as recorded when each token was sampled.
         current_log_probs: the trainer's at the start of the update, before the splice.
         entropy: nats, under the current policy.
@@ -46,7 +49,7 @@ def prefix_mask(policy_versions: torch.Tensor, response_mask: torch.Tensor, curr
     Returns:
         bool, (batch, response_length).
     """
-    return (policy_versions < current_version) & response_mask.bool()
+    return (policy_versions < current_version) & (policy_versions != NOBODY) & response_mask.bool()
 
 
 def splice_behavior_log_probs(

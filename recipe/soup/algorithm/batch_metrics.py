@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.algorithm.batch import NOBODY, TrainRows
 from recipe.soup.algorithm.losses.clipped import LOG_RATIO_LIMIT
 
 
@@ -55,6 +55,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/prefix/ratio_at_start/max": _max(prefix_ratio),
         **{f"soup/train/prefix/{name}_at_start": value for name, value in distance.items()},
         "soup/train/prefix/entropy": _mean(rows.entropy[rows.is_historical]),
+        "soup/train/tool_tokens": float((rows.policy_versions[samples] == NOBODY).sum()),
         "soup/train/continuation/tokens": float(continuation.sum()),
         "soup/train/continuation/entropy": _mean(rows.entropy[continuation]),
         # Between rollout engine and trainer, on tokens of the current version only: elsewhere age would show.
@@ -102,9 +103,10 @@ def divergence(log_ratio: torch.Tensor) -> dict[str, float]:
 
 
 def entropy_by_position(rows: TrainRows) -> dict[str, float]:
-    """Entropy in nats per token in each quarter of the response, mixed and pure samples together."""
+    """Entropy in nats per token in each quarter of the sampled tokens, mixed and pure samples together."""
     lengths = rows.response_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    quarter = 4 * torch.arange(rows.response_mask.size(1)) // lengths
+    # Not by place: a tool may have written something in between.
+    quarter = 4 * (rows.response_mask.cumsum(dim=1) - 1) // lengths
     return {
         f"soup/train/entropy/quarter_{i + 1}": _mean(rows.entropy[rows.response_mask & (quarter == i)])
         for i in range(4)

@@ -40,9 +40,11 @@ class RefuseWhatCannotRun(Callback):
 
 
 class RefuseWrongSettings(Callback):
-    """Refuse, in one sentence, a wrong value under `algorithm.soup`, where the twin has keys as well."""
+    """Refuse, in one sentence, what the twin cannot honour either: under `algorithm.soup`, and of agent loops."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from recipe.soup.checks.loops import check_loops
         from recipe.soup.settings import parse_settings
 
         parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+        _check(check_loops, config)

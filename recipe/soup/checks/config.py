@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.checks.loops import check_loops, check_tools
 from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
 from recipe.soup.checks.outputs import check_resume
@@ -15,7 +16,7 @@ from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_d
 from recipe.soup.checks.snapshots import check_snapshots
 from recipe.soup.checks.tables import read_table
 from recipe.soup.errors import refuse
-from recipe.soup.names import AGENT_NAME, ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.source import BANK_FILE, read_source
 from recipe.soup.prefixes.steering import STEERING_FILE
@@ -43,7 +44,9 @@ def check_config(config: DictConfig) -> None:
     if n % per_prefix:
         why = f"rollout.n={n} samples cannot be shared out evenly; use a divisor of it."
         raise refuse("algorithm.soup.samples_per_prefix", per_prefix, why)
+    check_loops(config)
     if settings.mixes:
+        check_tools(config, settings)
         check_loss(config, settings)
         if config.trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
             check_partial_rollouts(settings)
@@ -69,9 +72,7 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (f"{ROLLOUT}.logprobs_mode", ("processed_logprobs",), _TEMPERATURE),
     (f"{ROLLOUT}.engine_kwargs.vllm.logprobs_mode", ("processed_logprobs",), _TEMPERATURE),
     (f"{ROLLOUT}.calculate_log_probs", (True,), "ratios need the log-probs of the policy that sampled each token"),
-    (f"{ROLLOUT}.agent.default_agent_loop", (AGENT_NAME,), "tool and custom agent loops are not supported yet"),
     (f"{ROLLOUT}.enable_rollout_routing_replay", (False,), "a complete prefix has no routing to replay"),
-    (f"{ROLLOUT}.multi_turn.enable", (False,), "several turns are not supported yet"),
     (f"{ROLLOUT}.disaggregation.enabled", (False,), "prefixes have not been tried with prefill and decode apart"),
     ("model_engine", ("dp",), "SOUP's loss has been tried with FSDP only"),
     ("skip.rollout.enable", (False,), _FROM_DISK),
@@ -81,14 +82,11 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("trainer.v1.colocate_async.parameter_sync_step", (1,), "a version is one update"),
     ("distillation.enabled", (False,), "its loss and SOUP's are not combined yet"),
     ("algorithm.use_kl_in_reward", (False,), "the penalty would be taken at the historical policy; use a KL loss"),
-    ("data.tool_config_path", (None,), "tools are not supported yet"),
-    ("data.function_tool_path", (None,), "tools are not supported yet"),
 )
 """Key, allowed values (the first is the one to set), and why others are refused. A missing key is allowed."""
 
 
 _COLUMNS = {
-    "agent_name": "would bypass SOUP's agent loop",
     "__do_sample__": "would make samples greedy, which have no sampling probability",
     "__rollout_n__": "would change the number of samples that prefixes are planned for",
 }

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipe.soup.checks.tables import MAP, MAPPING, OTHER, TEXT, Table, read_table
 from recipe.soup.errors import refuse
+from recipe.soup.names import OURS_FOR
 
-ACCEPTED_LOOPS = ("single_turn_agent", "soup_agent", "tool_agent")
+ACCEPTED_LOOPS = (*OURS_FOR, *OURS_FOR.values())
 """Agent loops that make their prompt of messages; what a user's own wants is not known."""
 MULTI_MEDIA = ("image_key", "video_key", "audio_key")
 

@@ -52,6 +52,18 @@ def read_table(key: str, path: Path) -> Table:
         raise refuse(key, path, f"{why}; give a parquet file with verl's columns.") from None
 
 
+def values_of(path: Path, column: str) -> set[str]:
+    """Return the distinct values of a column, as text; of a json file those of its first rows.
+
+    Args:
+        path: a file that `read_table` has read.
+    """
+    if path.suffix == ".parquet":
+        return {str(value) for value in parquet.read_table(path, columns=[column])[column].unique().to_pylist()}
+    rows, _ = _json_rows(path)
+    return {str(row.get(column)) for row in rows}
+
+
 def _parquet(path: Path) -> Table:
     file = parquet.ParquetFile(path)
     columns: dict[str, str] = {}
@@ -81,8 +93,8 @@ def _kind_of_type(kind: pa.DataType) -> str:
     return MAPPING if pa.types.is_struct(kind) else OTHER
 
 
-def _json(path: Path) -> Table:
-    """Read lines, or one list of rows."""
+def _json_rows(path: Path) -> tuple[list[Any], int | None]:
+    """Read lines, or one list of rows; returns the first ones, and how many there are."""
     with path.open("rb") as file:
         start = file.read(1024).lstrip()[:1]
         file.seek(0)
@@ -98,6 +110,11 @@ def _json(path: Path) -> Table:
             count = len(rows) + sum(bool(line.strip()) for line in file) if small else None
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("its rows are no mappings of columns")
+    return rows, count
+
+
+def _json(path: Path) -> Table:
+    rows, count = _json_rows(path)
     columns: dict[str, str] = {}
     empty: set[str] = set()
     for row in rows:

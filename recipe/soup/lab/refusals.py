@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.losses import GROUP_ONLY
 from recipe.soup.errors import refuse
+from recipe.soup.names import AGENT_NAME
 
 ROLLOUT = "actor_rollout_ref.rollout"
 ONLY_REAL: dict[str, tuple[Any, ...]] = {
@@ -33,6 +34,7 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "trainer.v1.trainer_mode": ("soup",),
     "trainer.v1.sampler.custom_sampler.path": (None,),
     "trainer.v1.sampler.sync_refill_failed_groups": (False,),
+    f"{ROLLOUT}.agent.default_agent_loop": (AGENT_NAME,),
 }
 """What the lab would ignore: key, and the values at which that makes no difference."""
 

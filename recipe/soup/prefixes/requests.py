@@ -10,6 +10,19 @@ from recipe.soup.prefixes.prefix import Prefix
 
 
 @dataclass(frozen=True)
+class PromptWithTools:
+    """A prompt that may call some of the run's tools only.
+
+    Attributes:
+        messages: its chat messages, as in verl's `raw_prompt`.
+        tools: their names, as in verl's `extra_info.tool_selection`; at least one.
+    """
+
+    messages: Any
+    tools: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PrefixRequest:
     """A request to sample prefixes now for a prompt that is trained on later.
 
@@ -20,6 +33,7 @@ class PrefixRequest:
         on_eos: what to do with a prefix that ends its response: `keep` or `cut`.
         candidates: how many prefixes to sample for each slot; the one with the largest mean of -log_probs is kept.
         with_prompt: whether the prefixes shall come back with the prompt's token ids.
+        tools: names of those that the prompt may call; none: all of the run's. They are part of what the model is told.
     """
 
     ordinal: int
@@ -28,6 +42,7 @@ class PrefixRequest:
     on_eos: str
     candidates: int = 1
     with_prompt: bool = False
+    tools: tuple[str, ...] = ()
 
 
 @dataclass

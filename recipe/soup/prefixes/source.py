@@ -17,19 +17,24 @@ from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.plan import PromptPlan, RunFacts, plan_prompt
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk, PromptQueue
-from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, PromptWithTools, SampledPrefix
 from recipe.soup.prefixes.response_lengths import TypicalLengths
 from recipe.soup.settings import SoupSettings
 
 BANK_FILE = "soup_bank.npz"
 
 Fetch = Callable[[], tuple[Any, list[Any], Any]]
-"""Reads prompts from the dataloader; returns the batch, its chat messages, and the dataloader's state before it."""
+"""Reads prompts from the dataloader; returns the batch, its chat messages, and the dataloader's state before it.
+
+A prompt that may call some of the run's tools only is a `PromptWithTools` in the place of its chat messages.
+"""
 
 
 @dataclass(frozen=True)
 class FinishedSample:
     """A sample, as the trainer hands it to a source that keeps responses; it may never be trained on (`wants_evicted`).
+
+    Of a sample with several turns only the first is here, since no prefix goes beyond it.
 
     Attributes:
         messages: chat messages of its prompt.
@@ -51,7 +56,10 @@ class FinishedSample:
 
 def fingerprint(messages: Any) -> int:
     """Return 63 bits that tell prompts apart, in this run and in a later one."""
-    digest = hashlib.blake2b(repr(list(messages)).encode(), digest_size=8).digest()
+    content: Any = messages
+    if isinstance(messages, PromptWithTools):
+        content = [*messages.messages, messages.tools]
+    digest = hashlib.blake2b(repr(list(content)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -151,8 +159,10 @@ class PrefixSource(ABC):
             if slot not in present and (ordinal, slot) not in self.in_flight
         }
         with_prompt = settings.behavior_log_probs == "trainer"
-        messages = chunk.messages[row]
-        request = PrefixRequest(ordinal, messages, lengths, settings.on_eos, settings.candidates, with_prompt)
+        prompt, tools = chunk.messages[row], ()
+        if isinstance(prompt, PromptWithTools):
+            prompt, tools = prompt.messages, prompt.tools
+        request = PrefixRequest(ordinal, prompt, lengths, settings.on_eos, settings.candidates, with_prompt, tools)
         return request if lengths else None
 
     def order(self, step: int, rows: list[PromptRequests]) -> None:

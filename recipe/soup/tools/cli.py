@@ -10,7 +10,7 @@ COMMANDS = {
     "doctor": ("recipe.soup.tools.doctor.run:doctor", "say what would keep a run from starting here"),
     "eval": ("recipe.soup.tools.evaluate.run:evaluate", "sample a checkpoint on benchmarks, and grade it"),
     "plot": ("recipe.soup.tools.plot:plot", "draw a run"),
-    "show": ("recipe.soup.tools.show:show", "print a run's samples, history in another colour"),
+    "show": ("recipe.soup.tools.show:show", "print a run's samples, history and tools in colours"),
     "summary": ("recipe.soup.tools.summary:print_summaries", "say in a few lines what a run did"),
     "verify": ("recipe.soup.tools.verify:check_run", "recompute a run's old log-probs with plain transformers"),
 }

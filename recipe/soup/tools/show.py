@@ -1,8 +1,9 @@
-"""`soup-verl show`: print a run's training samples in the terminal, history in another colour."""
+"""`soup-verl show`: print a run's training samples in the terminal, history and turns in colours of their own."""
 
 import argparse
 import io
 import re
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from recipe.soup.errors import refuse
 from recipe.soup.records.json_lines import read_json_lines
-from recipe.soup.records.marks import CLOSE, OPEN
+from recipe.soup.records.marks import CLOSE, OPEN, TOOL_CLOSE, TOOL_OPEN
 
 EXAMPLES = r"""examples:
   soup-verl show runs/countdown/soup
@@ -19,12 +20,15 @@ EXAMPLES = r"""examples:
   soup-verl show runs/smollm2/soup --brief --match '^.*= \d+$' --svg samples.svg
 """
 HISTORY = "black on yellow"
+TOOL = "black on cyan"
+TURNS = ("", "bold magenta")
+"""Of what the current policy wrote, one turn after the other."""
 WIDTH = 80
 """Width of a picture, in characters."""
 TURN = re.compile(r"(?:^|\n)(?:system|user|assistant)\n")
 """What separates the turns of a chat when the special tokens are left out."""
 FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
-STRETCHES = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+STRETCHES = re.compile(f"({OPEN}.*?{CLOSE}|{TOOL_OPEN}.*?{TOOL_CLOSE})", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,27 +49,40 @@ def last_question(prompt: str) -> str:
 
 
 def coloured(sample: dict[str, Any], brackets: bool, brief: bool = False) -> Text:
-    """Write one sample: step, reward, versions, prompt and response, in which history stands out.
+    """Write one sample: step, reward, versions, prompt and response, in which history and tools' answers stand out.
 
     Args:
-        brackets: keep those around history, where there are no colours.
+        brackets: keep those around history and tools, where there are no colours.
         brief: of a chat only the last question, and of the response no empty lines.
     """
-    versions = sorted(set(sample["policy_versions"]))
+    sampled = sample.get("response_mask", [1] * len(sample["policy_versions"]))  # all, in runs without tools
+    versions = sorted({version for version, mine in zip(sample["policy_versions"], sampled, strict=True) if mine})
+    turns = sum(mine for mine, _ in groupby(sampled))
     reward = sample["score"]
     text = Text().append(f"step {sample['step']}  ", style="dim")
     text.append(f"reward {reward:g}", style="bold green" if reward > 0 else "red")
-    text.append(f"  versions {', '.join(map(str, versions))}\n", style="dim")
+    several = f"  turns {turns}" if turns > 1 else ""
+    text.append(f"  versions {', '.join(map(str, versions))}{several}\n", style="dim")
     text.append(last_question(sample["input"]) if brief else sample["input"], style="cyan")
     response = re.sub(r"\n+", "\n", sample["marked"]).strip("\n") if brief else sample["marked"]
+    styles = cycle(TURNS)
+    style = next(styles)
     for i, piece in enumerate(STRETCHES.split(response)):
-        old = i % 2 == 1
-        text.append(f"{OPEN}{piece}{CLOSE}" if old and brackets else piece, style=HISTORY if old else "")
+        if i % 2 == 0:
+            text.append(piece, style=style)
+            continue
+        kind = HISTORY if piece.startswith(OPEN) else TOOL
+        text.append(piece if brackets else piece[1:-1], style=kind)
+        if kind == TOOL:
+            style = next(styles)
     return text.append("\n")
 
 
 def show(args: argparse.Namespace) -> None:
-    """Print or draw training samples, newest first: history on yellow, then what the current policy wrote."""
+    """Print or draw training samples, newest first: history on yellow, then what the current policy wrote.
+
+    Between two turns stands what a tool answered, on cyan; the current policy's turns take turns in their colours.
+    """
     folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
     dumps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit() and args.step in (None, int(path.stem))]
     # Sorted by time: a run that starts anew leaves the later steps of the one before.
@@ -80,9 +97,8 @@ def show(args: argparse.Namespace) -> None:
         raise refuse("--match", args.match, f"no regular expression ({error}).") from None
     console = Console(highlight=False, **drawn)
     brackets = console.color_system is None  # a pipe, or a terminal without colours, or a picture
-    console.print(
-        Text().append(f"{OPEN}history{CLOSE}" if brackets else "history", style=HISTORY).append(" the present\n")
-    )
+    legend = Text().append(f"{OPEN}history{CLOSE}" if brackets else "history", style=HISTORY).append(" the present ")
+    console.print(legend.append(f"{TOOL_OPEN}tools{TOOL_CLOSE}" if brackets else "tools", style=TOOL).append("\n"))
     left = args.count
     for path in reversed(dumps):
         for sample in read_json_lines(path):

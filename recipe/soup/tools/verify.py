@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.tools.exactness import SEGMENTS, Bounds, Comparison, Place, broken
 
@@ -54,7 +55,7 @@ def response_log_probs(model: PreTrainedModel, rows: list[dict], temperature: fl
 def verify(
     samples: Path, checkpoints: Path, base_model: str, temperature: float = 1.0, foreign: str | None = None
 ) -> dict[str, Comparison]:
-    """Compare logged with recomputed log-probs.
+    """Compare logged with recomputed log-probs, of all tokens that a policy sampled.
 
     Args:
         samples: folder of verl's JSONL dump, with a file for each step.
@@ -77,7 +78,7 @@ def verify(
         folders[-1] = Path(foreign)
     for folder in checkpoints.glob("global_step_*/actor/huggingface"):
         folders[int(folder.parent.parent.name.removeprefix("global_step_"))] = folder
-    wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]}
+    wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]} - {NOBODY}
     if missing := wanted - folders.keys():
         raise FileNotFoundError(
             f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none"
@@ -96,6 +97,8 @@ def verify(
             for line, (row, log_probs) in enumerate(zip(rows, computed, strict=True), start=1):
                 difference = np.abs(log_probs - np.array(row["old_log_probs"]))
                 for token, claimed in enumerate(row["policy_versions"]):
+                    if claimed == NOBODY:  # what a tool wrote
+                        continue
                     comparison = comparisons["prefix" if claimed < step - 1 else "continuation"]
                     if version == claimed:
                         comparison.claimed.append(float(difference[token]))

@@ -12,6 +12,7 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 from verl.utils.debug import marked_timer
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.errors import first_line
 from recipe.soup.records.json_lines import writable
 from recipe.soup.records.marks import marked
@@ -70,6 +71,8 @@ def columns(batch: KVBatchMeta, tokenizer: Any) -> dict[str, Any]:
         arrays[name] for name in ("prompts", "responses", "prefix_mask", "advantages")
     )
     graded = data.pop("reward_model", None)
+    # Not verl's response mask, from which an update with loss_tokens=trained has taken more.
+    sampled = [versions != NOBODY for versions in arrays["policy_versions"]]
 
     def column(make: Callable[[int], Any]) -> Column:
         return Column(len(batch), make)
@@ -83,12 +86,13 @@ def columns(batch: KVBatchMeta, tokenizer: Any) -> dict[str, Any]:
             "uid": batch.keys,
             "prompt_ids": prompts,
             "response_ids": responses,
-            "marked": column(lambda i: marked(tokenizer, responses[i].tolist(), prefix[i].tolist())),
+            "response_mask": column(lambda i: sampled[i].long()),
+            "marked": column(lambda i: marked(tokenizer, *(a[i].tolist() for a in (responses, prefix, sampled)))),
             "prefix_length": column(lambda i: prefix[i].sum()),
             "policy_versions": arrays["policy_versions"],
             "old_log_probs": arrays["old_log_probs"],
             # They differ with `baseline=two_level` only.
-            "advantage": column(lambda i: advantages[i][-1]),
+            "advantage": column(lambda i: advantages[i][sampled[i]][-1]),
             "prefix_advantage": column(lambda i: advantages[i][0]),
         },
     }

@@ -1,4 +1,5 @@
-"""Training samples in verl's trackers (TensorBoard, wandb, mlflow, swanlab), their historical prefix in brackets.
+"""Training samples in verl's trackers (TensorBoard, wandb, mlflow, swanlab), their historical prefix in brackets, and
+what tools wrote in others.
 
 They stand behind verl's validation samples, which are never mixed; as many of them: `trainer.log_val_generations`.
 """
@@ -35,7 +36,7 @@ def mixed_samples(batch: KVBatchMeta, rows: TrainRows, tokenizer: Any, count: in
     for i, prompt, response in zip(chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True):
         versions = sorted(set(rows.policy_versions[i][rows.response_mask[i]].tolist()))
         head = f"(training, versions {', '.join(map(str, versions))}) "
-        text = marked(tokenizer, response.tolist(), rows.is_historical[i].tolist())
+        text = marked(tokenizer, response.tolist(), rows.is_historical[i].tolist(), rows.response_mask[i].tolist())
         shown.append([head + tokenizer.decode(prompt.tolist(), skip_special_tokens=True), text, float(rows.rewards[i])])
     return shown
 

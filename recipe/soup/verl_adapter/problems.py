@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from recipe.soup.errors import first_line, refuse, root_cause
+from recipe.soup.names import TOOL_AGENT_NAME
 from recipe.soup.records.problems import Problem
 
 Messages = Sequence[dict[str, str]]
@@ -44,6 +45,7 @@ class Prompts:
         if self.tokenizer.eos_token_id is None:
             raise refuse(key, path, "its tokenizer has no eos_token, so no response would end; set one in its folder.")
         self._longest = int(config.actor_rollout_ref.rollout.prompt_length)
+        self._tools = tool_schemas(config, self.tokenizer)
         self._builder = create_continuous_token_builder(
             self.tokenizer,
             hf_model_type=model.hf_config.model_type,
@@ -53,11 +55,41 @@ class Prompts:
 
     def ids(self, messages: Messages) -> list[int]:
         """Build the token ids of a prompt."""
-        return self._builder.build_initial_tokens(list(messages))
+        return self._builder.build_initial_tokens(list(messages), tools=self._tools)
 
     def in_training(self, messages: Messages) -> list[int]:
         """Build a prompt as verl's agent loop does: of one that is too long, the beginning is cut off."""
         return self.ids(messages)[-self._longest :]
+
+
+def tool_schemas(config: DictConfig, tokenizer: Any) -> list[dict[str, Any]] | None:
+    """Load the run's tools; returns what prompts tell the model of them, or None if its agent loop calls none.
+
+    Raises:
+        SystemExit: the tools cannot be loaded, or there is no such parser of calls; one sentence.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.agent.default_agent_loop not in ("tool_agent", TOOL_AGENT_NAME):
+        return None
+    from verl.experimental.agent_loop.tool_parser import ToolParser
+    from verl.tools.tool_registry import load_all_tools
+    from verl.utils.import_utils import resolve_config_path
+
+    turns = rollout.multi_turn
+    paths = {name: turns[name] for name in ("function_tool_path", "tool_config_path") if turns.get(name)}
+    try:
+        none = dict.fromkeys(("function_tool_path", "tool_config_path"))
+        tools = load_all_tools(**{**none, **{name: resolve_config_path(path) for name, path in paths.items()}})
+    except Exception as error:  # of the user's own code
+        key, value = next(iter(paths.items()))
+        why = f"cannot be loaded ({first_line(root_cause(error)).rstrip('.')}); mend the tools"
+        raise refuse(f"actor_rollout_ref.rollout.multi_turn.{key}", value, f"{why}.") from error
+    try:
+        ToolParser.get_tool_parser(turns.format, tokenizer)
+    except Exception as error:  # a parser may want special tokens that the model has not
+        why = f"no parser of calls for this model ({first_line(root_cause(error)).rstrip('.')}); choose another one"
+        raise refuse("actor_rollout_ref.rollout.multi_turn.format", turns.format, f"{why}.") from error
+    return [tool.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for tool in tools]
 
 
 def read_problems(config: DictConfig, key: str, tokenizer: Any) -> list[Problem]:

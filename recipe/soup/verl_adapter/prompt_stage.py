@@ -1,6 +1,7 @@
 """Prompts ahead of their time: what the trainer tells a source of prefixes, and what it hands out with each batch."""
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -9,16 +10,36 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
-from recipe.soup.names import REQUESTS_KEY
+from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
-from recipe.soup.prefixes.requests import PromptRequests
+from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
 from recipe.soup.verl_adapter.step_state import Stage
+
+
+def without_agent_names(rows: Any, collate: Callable[[Any], dict[str, Any]], loop: str) -> dict[str, Any]:
+    """Collate rows without verl's column `agent_name`, by which each would choose verl's loop in place of ours.
+
+    Raises:
+        ValueError: a row asks for a loop of another kind than the run's. Files are looked at before the start; what a
+            dataset class of the user's own makes of them is seen here only.
+    """
+    batch = collate(rows)
+    asked = {str(name) for name in batch.pop("agent_name", ())}
+    if others := sorted(name for name in asked if OURS_FOR.get(name, name) != loop):
+        raise ValueError(f"agent_name={others[0]} in the data: this run has {loop} for all rows; remove the column")
+    return batch
+
+
+def with_tools(messages: Any, extra_info: Any) -> Any:
+    """The prompt with the tools that its row chooses, if it does."""
+    chosen = (extra_info or {}).get("tool_selection")
+    return messages if chosen is None or not len(chosen) else PromptWithTools(messages, tuple(map(str, chosen)))
 
 
 class PromptStage(Stage):
@@ -34,8 +55,14 @@ class PromptStage(Stage):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
+        for loader in (self.train_dataloader, self.val_dataloader):
+            loader.collate_fn = partial(without_agent_names, collate=loader.collate_fn, loop=self._loop)
         prompts_per_epoch = self.steps_per_epoch * self.config.data.train_batch_size
         self._read_ahead(run_facts(self.config, prompts_per_epoch, self.config.actor_rollout_ref.rollout.seed))
+
+    @property
+    def _loop(self) -> str:
+        return self.config.actor_rollout_ref.rollout.agent.default_agent_loop
 
     def _read_ahead(self, facts: RunFacts) -> None:
         """Make the source, which reads prompts from the dataloader before their step."""
@@ -49,7 +76,10 @@ class PromptStage(Stage):
     def _fetch_prompts(self) -> tuple[TensorDict, list[Any], dict | None]:
         state = self._loader_state() if self.config.trainer.save_freq > 0 else None
         batch = super()._fetch_one_gen_batch()
-        return batch, list(cast(Any, batch["raw_prompt"])), state
+        prompts = list(cast(Any, batch["raw_prompt"]))
+        if self._loop == TOOL_AGENT_NAME and "extra_info" in batch:
+            prompts = list(map(with_tools, prompts, cast(Any, batch["extra_info"])))
+        return batch, prompts, state
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         chunk, prefixes = self.source.take(self.global_steps)

@@ -90,28 +90,34 @@ def train_rows(data: Any, current_version: int) -> TrainRows:
 def finished_samples(
     data: Any, tags: list[dict], log_probs: torch.Tensor, visits: dict[str, tuple[int, Any]]
 ) -> Iterator[FinishedSample]:
-    """The batch's samples without padding rows.
+    """The batch's samples without padding rows, each with its first turn.
 
     Args:
         data: fetched fields of the batch.
         log_probs: nested, each token's behaviour log-prob.
         visits: place in the order of training and chat messages of each prompt, by uid.
     """
-    fields = (data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
+    fields = (data["response_mask"], data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
     entropies = data["entropy"].unbind() if "entropy" in data else [None] * len(tags)
     rows = zip(tags, data["uid"], entropies, *(nested.unbind() for nested in fields), strict=True)
-    for tag, uid, entropy, token_ids, values, versions, scores in rows:
+    for tag, uid, entropy, mask, token_ids, values, versions, scores in rows:
         if not tag.get("is_padding", False):
             ordinal, messages = visits[uid]
+            turn = slice(first_turn(mask))
             yield FinishedSample(
                 messages,
                 ordinal,
-                token_ids.numpy(),
-                values.float().numpy(),
-                versions.numpy(),
+                token_ids[turn].numpy(),
+                values[turn].float().numpy(),
+                versions[turn].numpy(),
                 float(scores.sum()),
-                None if entropy is None else entropy.float().numpy(),
+                None if entropy is None else entropy[turn].float().numpy(),
             )
+
+
+def first_turn(response_mask: torch.Tensor) -> int:
+    """How many tokens a response's first turn has: those before the first that no policy sampled."""
+    return int(response_mask.long().cumprod(0).sum())
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

@@ -43,7 +43,15 @@ TRAIN_FIELDS = [
     "uid",
     "extra_fields",
 ]
-EVICTED_FIELDS = ["responses", "rollout_log_probs", "policy_versions", "rm_scores", "uid", "extra_fields"]
+EVICTED_FIELDS = [
+    "responses",
+    "response_mask",
+    "rollout_log_probs",
+    "policy_versions",
+    "rm_scores",
+    "uid",
+    "extra_fields",
+]
 """Of a group that is never trained on; no trainer has computed anything of it."""
 GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"]
 """Of what verl has decided, what `loss_fields` asks for."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.algorithm.batch import NOBODY, TrainRows, prefix_mask
 from recipe.soup.algorithm.batch_metrics import (
     divergence,
     drift_metrics,
@@ -174,6 +174,43 @@ def with_lengths(lengths: list[int], entropy: torch.Tensor) -> TrainRows:
         uids=["a"] * len(lengths),
         current_version=0,
     )
+
+
+def with_tools(data: TrainRows) -> TrainRows:
+    """The same samples, with two tokens of a tool behind the second token of each."""
+
+    def insert(tensor: torch.Tensor, value: float) -> torch.Tensor:
+        answers = torch.full_like(tensor[:, :2], value)
+        return torch.cat([tensor[:, :2], answers, tensor[:, 2:]], dim=1)
+
+    return replace(
+        data,
+        response_mask=insert(data.response_mask, False),
+        response_ids=insert(data.response_ids, 9),
+        is_historical=insert(data.is_historical, False),
+        policy_versions=insert(data.policy_versions, NOBODY),
+        behavior_log_probs=insert(data.behavior_log_probs, 0),
+        current_log_probs=insert(data.current_log_probs, -9),
+        entropy=insert(data.entropy, 9),
+    )
+
+
+def test_what_tools_wrote_is_only_counted() -> None:
+    """Padding rows repeat the first sample's versions, also those of nobody: they count as nothing."""
+    data = rows()
+    plain, tools = train_metrics(data), train_metrics(with_tools(data))
+    assert tools.pop("soup/train/tool_tokens") == 8
+    assert plain.pop("soup/train/tool_tokens") == 0
+    assert tools == pytest.approx(plain)
+    assert lag_metrics(with_tools(data)) == pytest.approx(lag_metrics(data))
+    assert drift_metrics(with_tools(data), False) == pytest.approx(drift_metrics(data, False))
+
+
+def test_nobody_is_no_history() -> None:
+    """Also where a token counts, as one of a demonstration would."""
+    versions = torch.tensor([[NOBODY, -1, 3, 5]])
+    assert prefix_mask(versions, torch.ones(1, 4), 5).tolist() == [[False, True, True, False]]
+    assert prefix_mask(versions, torch.tensor([[1, 1, 0, 1]]), 5).tolist() == [[False, True, False, False]]
 
 
 def quarters(data: TrainRows) -> list[float]:

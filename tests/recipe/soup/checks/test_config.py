@@ -82,7 +82,6 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("trainer.use_v1=false", ["trainer.use_v1=False"]),
         (f"{ROLLOUT}.name=sglang", [f"{ROLLOUT}.name=sglang", "vllm"]),
         (f"{ROLLOUT}.agent.default_agent_loop=tool_agent", ["default_agent_loop=tool_agent", "soup_agent"]),
-        (f"{ROLLOUT}.multi_turn.enable=true", [f"{ROLLOUT}.multi_turn.enable=True"]),
         ("actor_rollout_ref.model.path=/no/such/model", ["actor_rollout_ref.model.path=/no/such/model"]),
         ("data.train_files=/no/such.parquet", ["data.train_files=/no/such.parquet"]),
         ("data.val_files=[/no/such.parquet]", ["data.val_files=/no/such.parquet"]),
@@ -359,7 +358,7 @@ def test_a_check_that_breaks_stops_the_run(composed: Compose, monkeypatch: pytes
         RefuseWrongConfig().on_job_start(composed(*BASE))
 
 
-@pytest.mark.parametrize("column", ["agent_name", "__do_sample__", "__rollout_n__"])
+@pytest.mark.parametrize("column", ["__do_sample__", "__rollout_n__"])
 @pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl"])
 def test_a_dataset_that_would_bypass_us_is_refused(composed: Compose, tmp_path: Path, column: str, suffix: str) -> None:
     path = tmp_path / f"train{suffix}"

@@ -148,6 +148,45 @@ def test_brackets_where_there_are_no_colours(
     assert "3 5=8:⟦3+\n5⟧=8" in capsys.readouterr().out
 
 
+@pytest.fixture
+def tools(run: Path) -> Path:
+    """A sample of three turns, with a tool's answer behind each of the first two."""
+    sample = {
+        "step": 11,
+        "input": "3 5 7=22:",
+        "marked": "⟦3*⟧5=⟪15⟫,15+7=⟪22⟫ yes",
+        "score": 1.0,
+        "policy_versions": [1] * 2 + [4] * 2 + [-2] * 2 + [4] * 6 + [-2] * 2 + [4],
+        "response_mask": [1] * 4 + [0] * 2 + [1] * 6 + [0] * 2 + [1],
+        "prefix_length": 2,
+    }
+    (run / "samples/11.jsonl").write_text(json.dumps(sample, ensure_ascii=False))
+    return run
+
+
+def test_turns_and_tools_have_colours_of_their_own(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        showing, "Console", partial(Console, force_terminal=True, color_system="standard", no_color=False)
+    )
+    soup(monkeypatch, "show", tools, "--step", "11")
+    out = capsys.readouterr().out
+    assert "versions 1, 4  turns 3" in out
+    history, tool, second = "\x1b[30;43m", "\x1b[30;46m", "\x1b[1;35m"
+    plain = f"{history}3*\x1b[0m5={tool}15\x1b[0m{second},15+7=\x1b[0m{tool}22\x1b[0m yes"
+    assert plain in out
+    assert "⟪" not in out
+
+
+def test_brackets_around_what_tools_wrote_where_there_are_no_colours(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(showing, "Console", partial(Console, color_system=None))
+    soup(monkeypatch, "show", tools, "--step", "11")
+    assert "3 5 7=22:⟦3*⟧5=⟪15⟫,15+7=⟪22⟫ yes" in capsys.readouterr().out
+
+
 def test_a_picture_has_brackets_colours_and_nothing_to_fetch(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """The check that recomputes old log-probs, by itself; against real runs: real_path/."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -104,6 +105,20 @@ def test_one_wrong_token_is_found(off: float, says: str, run: Path, countdown_di
     if off == off:
         assert "over --mean 2e-06" in said
         assert main(run, countdown_dir, "--largest", "4e-3", "--mean", "2e-4") == ""
+
+
+def test_what_tools_wrote_is_skipped(run: Path, countdown_dir: Path) -> None:
+    """No policy sampled it, so its old log-prob is nobody's; a NaN there would break all bounds."""
+    row = read_samples(run / "samples")[2][2]
+    versions, logged = row["policy_versions"], row["old_log_probs"]
+    versions[3], logged[3] = -2, float("nan")
+    change(run, 2, 3, policy_versions=versions, old_log_probs=logged)
+    compared = verify(run / "samples", run / "checkpoints", str(countdown_dir / "base_model"))
+    tokens = sum(len(row["response_ids"]) for rows in read_samples(run / "samples").values() for row in rows)
+    assert sum(len(comparison.claimed) for comparison in compared.values()) == tokens - 1
+    others = [values for comparison in compared.values() for values in comparison.others.values()]
+    assert all(math.isfinite(value) for values in others for value in values)
+    assert main(run, countdown_dir) == ""
 
 
 def test_versions_that_are_not_apart_are_no_proof(run: Path, countdown_dir: Path) -> None:

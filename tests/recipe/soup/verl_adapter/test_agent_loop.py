@@ -15,7 +15,8 @@ from verl.workers.rollout.replica import TokenOutput
 from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
-from recipe.soup.verl_adapter.agent_loop import SoupAgentLoop, SoupAgentLoopOutput
+from recipe.soup.verl_adapter.agent_loop import SoupAgentLoop
+from recipe.soup.verl_adapter.mixed_loop import SoupAgentLoopOutput
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 VERSION = 7

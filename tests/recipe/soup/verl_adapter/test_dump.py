@@ -16,6 +16,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.records.json_lines import read_json_lines
 from recipe.soup.records.marks import marked
 from recipe.soup.verl_adapter import trainer as trainer_module
@@ -64,7 +65,8 @@ def test_the_file_is_verls_with_our_columns_to_the_last_digit(
         columns = {
             "prompt_ids": held["prompts"].tolist(),
             "response_ids": response,
-            "marked": marked(verls.tokenizer, response, prefix),
+            "response_mask": [1] * len(response),
+            "marked": marked(verls.tokenizer, response, prefix, [True] * len(response)),
             "prefix_length": sum(prefix),
             "policy_versions": held["policy_versions"].tolist(),
             "old_log_probs": held["old_log_probs"].tolist(),
@@ -73,6 +75,21 @@ def test_the_file_is_verls_with_our_columns_to_the_last_digit(
         }
         expected.append(json.dumps(row | columns, ensure_ascii=False))
     assert written(ours, batch, tmp_path / "ours").splitlines() == expected
+
+
+def test_what_tools_wrote_is_told_apart(ours: Any, store: Store, tmp_path: Path) -> None:
+    """The advantage is that of the last token that was sampled, also where a sample ends with a tool's answer."""
+    batch = trained(store, slice(0, 8))
+    for row in store.rows.values():
+        row["policy_versions"][[6, 7, -1]] = NOBODY
+        row["prefix_mask"] = (row["policy_versions"] < STEP - 1).long() * (row["policy_versions"] != NOBODY)
+    for line in map(json.loads, written(ours, batch, tmp_path).splitlines()):
+        row = store.rows[line["uid"]]
+        sampled = [version != NOBODY for version in line["policy_versions"]]
+        assert line["response_mask"] == [int(mine) for mine in sampled]
+        assert line["marked"] == marked(ours.tokenizer, line["response_ids"], row["prefix_mask"].tolist(), sampled)
+        assert "⟪" in line["marked"]
+        assert line["advantage"] == pytest.approx(float(row["advantages"][-2]))
 
 
 def test_whatever_a_reward_tells_is_written(ours: Any, tmp_path: Path) -> None:

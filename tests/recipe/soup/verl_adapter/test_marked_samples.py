@@ -26,11 +26,24 @@ from recipe.soup.verl_adapter.trainer import SoupTrainer
 def test_brackets(prefix: list[bool], expected: str) -> None:
     letters = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join("abcd"[i] for i in ids))
     # The row is padded to the batch's width.
-    assert marked(letters, [0, 1, 2, 3], [*prefix, False, False]) == expected
+    assert marked(letters, [0, 1, 2, 3], [*prefix, False, False], [True] * 4 + [False] * 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sampled", "expected"),
+    [
+        ([True, False, False, False], [True, True, False, True], "⟦a⟧b⟪c⟫d"),
+        ([True, True, False, False], [True, True, False, True], "⟦ab⟧⟪c⟫d"),
+        ([False] * 4, [True, False, False, False], "a⟪bcd⟫"),
+    ],
+)
+def test_brackets_of_what_tools_wrote(prefix: list[bool], sampled: list[bool], expected: str) -> None:
+    letters = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join("abcd"[i] for i in ids))
+    assert marked(letters, [0, 1, 2, 3], [*prefix, False], [*sampled, False]) == expected
 
 
 def test_no_response() -> None:
-    assert marked(None, [], [False]) == ""
+    assert marked(None, [], [False], [False]) == ""
 
 
 def test_tensorboard_shows_the_step_s_mixed_samples(

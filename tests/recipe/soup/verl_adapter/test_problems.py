@@ -122,3 +122,35 @@ def test_a_model_that_cannot_be_asked_is_refused(composed: Compose, countdown_di
     (tmp_path / "bare/chat_template.jinja").unlink()
     with pytest.raises(SystemExit, match=r"its tokenizer has no chat template.*custom_chat_template"):
         Prompts(composed(f"{MODEL}={tmp_path}/bare"))
+
+
+MULTI = "actor_rollout_ref.rollout.multi_turn"
+
+
+def test_prompts_tell_of_the_tools_that_the_run_has(composed: Compose) -> None:
+    """As verl's loop with tools does; the template writes down how many there are."""
+    count = "{{ tools | length if tools else 'no' }} tools: {{ messages[0]['content'] }}"
+    for example, said in (("countdown_tool", "1 "), ("countdown", " ")):
+        for algorithm in ("soup", "verl"):
+            config = composed(f"algorithm={algorithm}", "hardware=cpu", f"example={example}")
+            config.actor_rollout_ref.model.custom_chat_template = count
+            prompts = Prompts(config)
+            assert prompts.tokenizer.decode(prompts.ids(ROWS[3]["prompt"])).replace("<pad>", "").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("format", "nonsense", "no parser of calls for this model (Unknown tool parser: nonsense); choose"),
+        ("function_tool_path", "broken.py", "cannot be loaded (no tools today); mend the tools."),
+        ("function_tool_path", "absent.py", "cannot be loaded ("),
+    ],
+)
+def test_tools_that_cannot_be_loaded_are_refused(
+    composed: Compose, tmp_path: Path, key: str, value: str, words: str
+) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no tools today')\n")
+    value = str(tmp_path / value) if value.endswith(".py") else value
+    with pytest.raises(SystemExit) as refusal:
+        Prompts(composed("algorithm=soup", "hardware=cpu", "example=countdown_tool", f"{MULTI}.{key}={value}"))
+    assert str(refusal.value).startswith(f"{MULTI}.{key}={value}: {words}")

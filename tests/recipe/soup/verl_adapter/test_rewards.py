@@ -15,7 +15,7 @@ from training_worker import COUNTDOWN, StillWorkers, Store, make_trainer, record
 from transformers import AutoTokenizer
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics
 
-from recipe.soup.verl_adapter.agent_loop import SoupAgentLoopOutput
+from recipe.soup.verl_adapter.mixed_loop import SoupAgentLoopOutput
 from recipe.soup.verl_adapter.rewards import graded, measurable, number
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from verl_ext.failures import in_a_line

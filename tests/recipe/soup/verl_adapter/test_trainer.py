@@ -15,18 +15,30 @@ import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDict
 from torchdata.stateful_dataloader import StatefulDataLoader
-from training_worker import COUNTDOWN, ENTERING, STEP, StillWorkers, Store, WorkerGroup, make_trainer, recorded, update
+from training_worker import (
+    COUNTDOWN,
+    ENTERING,
+    STEP,
+    StillWorkers,
+    Store,
+    WorkerGroup,
+    make_trainer,
+    recorded,
+    update,
+    with_tools,
+)
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import create_rl_sampler
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
 from recipe.soup.prefixes.plan import PromptPlan
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
-from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
+from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools, SampledPrefix
 from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -37,29 +49,39 @@ pytestmark = pytest.mark.usefixtures("process_group")
 CHUNK = Chunk(None, first_ordinal=32, messages=[""] * 16, plans=[PromptPlan([], 2)] * 16)
 
 
-def test_off_is_off(composed: Any, store: Store) -> None:
+@pytest.mark.parametrize("tools", [False, True])
+def test_off_is_off(composed: Any, store: Store, tools: bool) -> None:
     """Without mixed samples, ours is verl's GRPO bit for bit: what enters the update, and the parameters after it."""
     plain = composed(*COUNTDOWN, "algorithm.adv_estimator=grpo")
-    theirs, _ = update(PPOTrainerSync, plain, store, loss=False, mixed=False)
+    theirs, _ = update(PPOTrainerSync, plain, store, loss=False, mixed=False, tools=tools)
     before = WorkerGroup(plain, store).parameters()
     for overrides in (["algorithm=grpo"], ["algorithm=soup", "algorithm.soup.mixed_share=0"]):
-        ours, metrics = update(SoupTrainer, composed(*COUNTDOWN, *overrides), store, loss=True, mixed=False)
+        config = composed(*COUNTDOWN, *overrides)
+        ours, metrics = update(SoupTrainer, config, store, loss=True, mixed=False, tools=tools)
         for name in ENTERING:
             assert torch.equal(theirs.entered[0][name], ours.entered[0][name]), name
         for name, tensor in theirs.parameters().items():
             assert torch.equal(tensor, ours.parameters()[name]), name
             assert not torch.equal(tensor, before[name]), name
         assert metrics["soup/train/prefix/tokens"] == 0
+        assert metrics["soup/train/tool_tokens"] == 128 * tools
 
 
-def test_mixed_samples_enter_with_the_behaviour_log_probs(composed: Any, store: Store) -> None:
+@pytest.mark.parametrize("tools", [False, True])
+def test_mixed_samples_enter_with_the_behaviour_log_probs(composed: Any, store: Store, tools: bool) -> None:
     config = composed(*COUNTDOWN, "algorithm=soup")
-    group, metrics = update(SoupTrainer, config, store, loss=True, mixed=True)
+    group, metrics = update(SoupTrainer, config, store, loss=True, mixed=True, tools=tools)
     behavior = torch.cat([row["rollout_log_probs"] for row in store.rows.values()])
     versions = torch.cat([row["policy_versions"] for row in store.rows.values()])
-    entered, prefix = group.entered[0]["old_log_probs"], versions < STEP - 1
+    entered, prefix = group.entered[0]["old_log_probs"], (versions < STEP - 1) & (versions != NOBODY)
     assert prefix.any()
     assert torch.equal(entered[prefix], behavior[prefix])
+    # What tools wrote keeps what verl computed for it, and counts nowhere.
+    assert bool((entered[versions == NOBODY] != 0).all())
+    assert not group.entered[0]["advantages"][versions == NOBODY].any()
+    assert metrics["soup/loss/continuation/tokens"] == pytest.approx(
+        int((versions == STEP - 1).sum()) / 2  # two mini-batches
+    )
     # The recorded continuation came from version 4, this worker holds version 0: it must be recomputed, not copied.
     assert not torch.equal(entered[~prefix], behavior[~prefix])
     assert metrics["soup/train/prefix/tokens"] == prefix.sum()
@@ -145,6 +167,35 @@ def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Sto
                 for row in rows
             )
     assert several > 0
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_a_source_is_handed_the_first_turn(
+    composed: Any, store: Store, tools: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefixes are cut from it, and lengths that are a fraction of a response are a fraction of it."""
+    overrides = ["algorithm.soup.source=replay", "algorithm.soup.prefix_length.unit=fraction"]
+    unset = ["algorithm.soup.prefix_length.min=null", "algorithm.soup.prefix_length.max=1"]
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", *overrides, *unset))
+    trainer.actor_rollout_wg = StillWorkers(store)
+    batch = recorded(store, slice(0, 8))
+    if tools:
+        with_tools(store)
+    uid = store.rows[batch.keys[0]]["uid"]
+    trainer.collected.visits = {uid: (0, [])}
+    handed: list[Any] = []
+    trainer.source.keep = handed.extend
+    monkeypatch.setattr(type(trainer.source), "wants_evicted", True)
+    trainer._compute_old_log_prob(KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags), {})
+    trainer._drop_groups([], batch)  # as of a group that is filtered out
+    assert [sample.entropy is None for sample in handed] == [False] * 8 + [True] * 8
+    for sample, row in zip(handed, [*store.rows.values()] * 2, strict=True):
+        turn = int((row["policy_versions"] == NOBODY).long().argmax()) if tools else len(row["responses"])
+        assert sample.token_ids.tolist() == row["responses"][:turn].tolist()
+        assert sample.versions.tolist() == row["policy_versions"][:turn].tolist()
+        assert NOBODY not in sample.versions
+        assert len(sample.log_probs) == len(sample.token_ids if sample.entropy is None else sample.entropy) == turn
+        assert sample.reward == float(row["rm_scores"].sum())
 
 
 def test_filtered_groups_leave_their_seeds(composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +336,62 @@ class TestPrompts:
         refill = trainer._next_train_batch(4)
         assert refill["index"].tolist() == [4, 5, 6, 7]
         assert all(not order.requests for order in refill[REQUESTS_KEY])
+
+    @staticmethod
+    def init_dataloader(config: DictConfig, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> Any:
+        """A trainer whose dataloaders ours has taken over from verl's."""
+
+        def verls(self: Any) -> None:
+            self.train_dataloader, self.val_dataloader = (
+                StatefulDataLoader(cast(Any, rows), batch_size=4, collate_fn=collate_fn) for _ in range(2)
+            )
+            self.steps_per_epoch = len(rows) // 4
+
+        monkeypatch.setattr(PPOTrainerSync, "_init_dataloader", verls)
+        trainer = SoupTrainer(config)
+        trainer.global_steps, trainer.train_dataloader_it = 1, None
+        trainer._init_dataloader()
+        return trainer
+
+    @pytest.mark.parametrize(("example", "verls", "ours"), [
+        ("countdown", "single_turn_agent", "soup_agent"), ("countdown_tool", "tool_agent", "soup_tool_agent"),
+    ])  # fmt: skip
+    def test_rows_that_ask_for_verls_loop_run_on_ours(
+        self, composed: Any, monkeypatch: pytest.MonkeyPatch, example: str, verls: str, ours: str
+    ) -> None:
+        """The worker takes the default where no row asks; so in training and in validation."""
+        config = composed("algorithm=soup", "hardware=cpu", f"example={example}", "data.train_batch_size=4")
+        assert config.actor_rollout_ref.rollout.agent.default_agent_loop == ours
+        row = {"raw_prompt": [{"role": "user", "content": "x"}]}
+        rows = [{**row, "agent_name": name, "index": torch.tensor(i)} for i, name in enumerate([verls, ours] * 6)]
+        trainer = self.init_dataloader(config, monkeypatch, rows)
+        batches = [trainer._next_train_batch(), *trainer.val_dataloader]
+        assert all("agent_name" not in batch and len(batch["index"]) == 4 for batch in batches)
+        for other in ({"soup_agent", "soup_tool_agent"} - {ours}) | {"react_agent"}:
+            rows[1]["agent_name"] = other
+            trainer = self.init_dataloader(config, monkeypatch, rows)
+            with pytest.raises(ValueError, match=f"agent_name={other} in the data: this run has {ours}"):
+                trainer._next_train_batch()
+
+    def test_requests_carry_the_tools_that_their_prompt_may_call(
+        self, composed: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        overrides = ["data.train_batch_size=4", "algorithm.soup.lag=1", "algorithm.soup.warm_start=pure"]
+        messages = [{"role": "user", "content": "x"}]
+        chosen: list[Any] = [["calculator", "clock"], ["clock"], [], None] * 4
+        rows = [{"raw_prompt": messages, "extra_info": {"tool_selection": tools}} for tools in chosen]
+        for example in ("countdown_tool", "countdown"):
+            config = composed("algorithm=soup", "hardware=cpu", f"example={example}", *overrides)
+            trainer = self.init_dataloader(config, monkeypatch, rows)
+            batch = trainer._next_train_batch()
+            orders = [order for row in batch[REQUESTS_KEY] for orders in row.requests.values() for order in orders]
+            tools = {order.ordinal - 4: order.tools for order in orders}
+            own = {0: ("calculator", "clock"), 1: ("clock",)} if example == "countdown_tool" else {}
+            assert tools == {ordinal: own.get(ordinal, ()) for ordinal in range(4)}
+            assert all(order.messages == messages for order in orders)
+        # They are another prompt with other tools: a source that remembers prompts must not mix them up.
+        prompts = [messages, PromptWithTools(messages, ("clock",)), PromptWithTools(messages, ("calculator",))]
+        assert len(set(map(fingerprint, prompts))) == 3
 
     def test_only_numbers_travel_besides_the_messages(self, trainer: Any) -> None:
         _, orders = self.step(trainer, 1)
