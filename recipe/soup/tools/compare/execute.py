@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from recipe.soup.errors import refuse
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_run, write_record
-from recipe.soup.tools.compare.study import DRIVERS, Run, Study, quoted
+from recipe.soup.tools.compare.one_run import Run, quoted
+from recipe.soup.tools.compare.study import DRIVERS, Study
 from recipe.soup.tools.outputs import make_folder
 
 POLL_SECONDS = 0.5

@@ -9,9 +9,10 @@ from recipe.soup.records.metrics_file import metrics_of
 from recipe.soup.tools.compare.check import check_runs
 from recipe.soup.tools.compare.execute import execute
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run
+from recipe.soup.tools.compare.one_run import seed_overrides
 from recipe.soup.tools.compare.report import WHOLE, at_the_end, write_report
 from recipe.soup.tools.compare.results import Result, read_result
-from recipe.soup.tools.compare.study import DRIVERS, read_study, seed_overrides
+from recipe.soup.tools.compare.study import DRIVERS, read_study
 
 EXAMPLES = """examples:
   soup-verl compare examples/countdown/studies/first.yaml --jobs 2

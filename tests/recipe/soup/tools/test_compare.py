@@ -20,6 +20,7 @@ from recipe.soup.tools.cli import main
 from recipe.soup.tools.compare import execute as execution
 from recipe.soup.tools.compare import plots
 from recipe.soup.tools.compare.execute import execute
+from recipe.soup.tools.compare.one_run import Run, quoted
 from recipe.soup.tools.compare.plots import curves
 from recipe.soup.tools.compare.report import write_report
 from recipe.soup.tools.compare.results import (
@@ -31,7 +32,7 @@ from recipe.soup.tools.compare.results import (
     read_result,
 )
 from recipe.soup.tools.compare.run import read_logs
-from recipe.soup.tools.compare.study import DRIVERS, Run, Study, quoted, read_study
+from recipe.soup.tools.compare.study import DRIVERS, Study, read_study
 from recipe.soup.verl_adapter.compose import composed
 
 PROBLEMS, TRIES = 6, 8
