@@ -57,8 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not error.filename:
             raise
         raise refuse("file", error.filename, f"{error.strerror}.") from error
-    except KeyboardInterrupt:
-        sys.exit("Interrupted.")
 
 
 if __name__ == "__main__":

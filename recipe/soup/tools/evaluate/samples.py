@@ -11,7 +11,7 @@ from recipe.soup.records.json_lines import read_json_lines, writable
 from recipe.soup.records.problems import Problem, correctness
 
 SAMPLED = ("problem", "input", "gts", "output", "tokens", "finish_reason")
-FORM = {"problem": int, "input": str, "gts": str}
+FORM = {"problem": int}
 KIND = "the samples of an evaluation"
 Row = dict[str, Any]
 """A sample: problem, input, gts, output, tokens, finish_reason; graded: acc, score, and what else its reward told."""
