@@ -104,7 +104,8 @@ def at_the_end(results: dict[str, list[Result]]) -> tuple[str, dict[str, list[Re
     A run that trained longer is another run: the last of one is not compared with the last of the other.
     """
     runs = [run for of_name in results.values() for run in of_name]
-    if len({run.ends for run in runs}) < 2:
+    # A run that kept no samples of its validations has no figures of them to compare.
+    if len({run.ends[0] for run in runs}) < 2 and len({run.ends[1] for run in runs if run.validations}) < 2:
         return WHOLE, results
     last = {name: sorted({run.ends[0] for run in of_name}) for name, of_name in results.items()}
     told = ", ".join(f"{name} at {' and '.join(f'{step:,}' for step in steps)}" for name, steps in last.items())
