@@ -40,8 +40,8 @@ def test_signs_are_applied_from_left_to_right() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_the_expression_is_what_is_computed(seed: int) -> None:
     problem = random_problem(random.Random(seed))
-    # Python as the independent calculator; the expression is digits and signs, which this process has drawn.
-    assert problem.answer == eval(problem.expression) >= 0
+    terms = problem.expression.replace("- ", "-").replace("+ ", "+").split()
+    assert problem.answer == sum(map(int, terms)) >= 0
     assert len(problem.operands) in (2, 3)
     assert all(1 <= operand <= 60 for operand in problem.operands)
 

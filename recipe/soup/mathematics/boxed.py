@@ -4,11 +4,16 @@ import re
 
 LONGEST = 500
 """Most characters of an answer; this also bounds the search for a closing brace."""
+FAR = 40
+"""Most characters between the parts of one answer; a pattern with two gaps takes long on a million spaces."""
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 UNBRACED = re.compile(r"[^\s${}]+(?:\{[^{}$]*\})*")
 # In `\boxed{2}$ and $\boxed{3}` or `m=\boxed{1}, n=\boxed{2}` the boxes are parts of one answer.
-BETWEEN_PARTS = re.compile(r"[\s$,.;]*(?:and|or)?[\s$,.;]*(?:[A-Za-z]\w{0,9}\s*=\s*)?")
+GAP = r"(?:[\s$,.;~&]|\\[,;:! \\]|\\q?quad(?![A-Za-z]))*"
+BETWEEN_PARTS = re.compile(
+    rf"{GAP}(?:(?:and|or)|\\text\s*\{{[\s,]*(?:and|or)\s*\}})?{GAP}(?:[A-Za-z]\w{{0,9}}\s*=\s*)?"
+)
 
 
 def last_box(text: str) -> str | None:
@@ -28,7 +33,7 @@ def last_box(text: str) -> str | None:
     start = len(text)
     for match in reversed(matches):
         content, end = _content(text, match.end())
-        if parts and (end > start or not BETWEEN_PARTS.fullmatch(text, end, start)):
+        if parts and not _are_parts(text, end, start):
             break
         if content is None:
             return ""
@@ -37,6 +42,11 @@ def last_box(text: str) -> str | None:
         if parts:
             start = match.start()
     return ", ".join(reversed(parts))
+
+
+def _are_parts(text: str, end: int, start: int) -> bool:
+    """Whether a box that ends at `end` and the next, which starts at `start`, are parts of one answer."""
+    return 0 <= start - end <= FAR and BETWEEN_PARTS.fullmatch(text, end, start) is not None
 
 
 def _content(text: str, start: int) -> tuple[str | None, int]:

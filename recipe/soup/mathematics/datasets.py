@@ -261,9 +261,9 @@ def _from_files(name: str, source: Path) -> tuple[int | None, Iterable[Row]]:
             rows: Any = pd.read_csv(source, dtype=str, keep_default_na=False).to_dict("records")
         elif source.suffix in (".json", ".jsonl"):
             # The hub's client also writes lines into files called .json.
-            is_list = source.read_text()[:100].lstrip().startswith("[")
             # Unlike a run's log, a dataset must be whole.
-            text = source.read_text()
+            text = source.read_text(encoding="utf-8-sig")
+            is_list = text[:100].lstrip().startswith("[")
             rows = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             raise SystemExit(f"{name}: {source}: give a .parquet, .json, .jsonl or .csv file, or a folder of parquet.")

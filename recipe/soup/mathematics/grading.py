@@ -9,7 +9,6 @@ ever (verl-project/verl#5839). Here it is this process that ends, and it is star
 import contextlib
 import json
 import logging
-import re
 import resource
 import signal
 import sys
@@ -21,6 +20,9 @@ import sympy
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 from math_verify.grader import get_pct_val, is_assignment_relation, is_relation, take_last_relation
 
+from recipe.soup.mathematics.cleaning import PERCENT, as_text, base, choice, clean, modulus, several_amounts, words
+from recipe.soup.mathematics.symbols import in_latex
+
 SECONDS = 3.0
 """Limit of processor time for one request; an answer usually takes 0.02. Processor time, since what is correct must not
 depend on how busy the machine is."""
@@ -30,30 +32,6 @@ MEMORY = 4 * 1024**3
 SMALL = sympy.Rational(1, 1000)
 """Smaller numbers are compared by six significant digits: by math-verify's six decimals 2e-19 would equal 1e-19."""
 LONGEST_INTEGER = 10**40
-
-DOLLAR = re.compile(r"(?<!\\)\$")
-THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\s)+(?=\d{3}(?!\d))")
-# math-verify reads the e of 4.5e33, which MinervaMath's answers have, as Euler's number.
-SCIENTIFIC = re.compile(r"(?<=\d)[eE]([+-]?\d+)(?![\w.])")
-# math-verify knows units, but only short ones if they are in plain letters.
-AMOUNT = re.compile(r"(-?[\d.,]*\d)\s+(?!percent)[A-Za-z]{3,}[A-Za-z ]*")
-PERCENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm)\{\s*(?:\\?%|percent)\s*\}|percent)$")
-TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s*\{([^{}]*)\}")
-# math-verify would read these letter by letter, as a product of variables.
-WORDS = re.compile(r"[A-Za-z][A-Za-z ]*[A-Za-z]")
-
-
-def clean(answer: str) -> str:
-    """Remove what does not change the value but misleads math-verify."""
-    answer = THOUSANDS.sub("", DOLLAR.sub("", answer)).strip().rstrip(".").strip()
-    amount = AMOUNT.fullmatch(answer)
-    return SCIENTIFIC.sub(r"\\times 10^{\1}", amount[1] if amount else answer)
-
-
-def words(answer: str) -> str | None:
-    r"""Return an answer in words (`\text{Friday}`, `even`) in lower case; None for others and for abbreviations."""
-    plain = " ".join(TEXT.sub(r"\1", answer).split())
-    return plain.lower() if len(plain) > 2 and WORDS.fullmatch(plain) else None
 
 
 @lru_cache(maxsize=256)
@@ -74,13 +52,33 @@ def readings(answer: str, free: bool = False) -> list[Any]:
 def is_equal(answer: str, truth: str, free: bool = False) -> bool:
     """Whether the answer has the value of the true one.
 
-    math-verify decides; besides, equal texts and equal words are equal, and 10 % equals both 10 and 0.1.
+    math-verify decides about values, and 10 % equals both 10 and 0.1. Words, and several numbers with units, are
+    compared as texts. The letter of a choice is enough where one of the two has nothing else.
     """
     truth = clean(truth)
     if free:
-        return _same(readings(answer, free=True), readings(PERCENT.sub("", truth)))
+        return _same(readings(in_latex(answer), free=True), readings(PERCENT.sub("", truth)))
     answer = clean(answer)
-    if answer == truth or (words(answer) is not None and words(answer) == words(truth)):
+    if answer == truth:
+        return True
+    (letter, answer), (true_letter, truth) = choice(answer), choice(truth)
+    if letter and true_letter and (letter != true_letter or not (answer and truth)):
+        return letter == true_letter
+    answer, truth = answer or letter or "", truth or true_letter or ""
+    (divisor, answer), (true_divisor, truth) = modulus(clean(answer)), modulus(clean(truth))
+    if divisor and true_divisor and divisor != true_divisor:
+        return False
+    if several_amounts(answer) or several_amounts(truth):
+        return as_text(answer) == as_text(truth)
+    if (text := words(answer)) is not None and (true_text := words(truth)) is not None:
+        return as_text(text) == as_text(true_text)
+    if base(answer) not in (None, base(truth)):
+        return False
+    return _is_equal_value(answer, truth)
+
+
+def _is_equal_value(answer: str, truth: str) -> bool:
+    if answer == truth:
         return True
     bare, bare_truth = PERCENT.sub("", answer), PERCENT.sub("", truth)
     if _same(readings(bare), readings(bare_truth)):
@@ -108,8 +106,13 @@ def canonical(answer: str, free: bool = False) -> str:
     `5`, and `10\%` becomes `10`. Elements of sets are sorted, polynomials and fractions multiplied out. What cannot be
     read is returned as it is, without spaces; "" if there is nothing.
     """
-    if not free:
-        answer = clean(answer)
+    if free:
+        answer = in_latex(answer)
+    else:
+        letter, rest = choice(clean(answer))
+        answer = modulus(clean(rest))[1] if rest else letter or ""
+        if several_amounts(answer):
+            return as_text(answer)
         if (text := words(answer)) is not None:
             return text
         answer = PERCENT.sub("", answer)

@@ -6,6 +6,7 @@ math-verify grades, in a process of its own (`grading.py` says why). Each proces
 
 import atexit
 import json
+import math
 import os
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def compute_score(
     Args:
         data_source: the dataset's name; not used.
         solution_str: the decoded response, without special tokens.
-        ground_truth: the true answer, LaTeX or plain.
+        ground_truth: the true answer, LaTeX or plain; without one (None, NaN) nothing is right.
         extra_info: not used.
 
     Returns:
@@ -116,7 +117,7 @@ def compute_score(
     answer, free = last_box(response), False
     if answer is None:
         answer, free = _tail(response), True
-    if not answer:
+    if not answer or _is_missing(ground_truth):
         return {"score": 0.0, "acc": 0.0, "pred": ""}
     equal = _grader.ask(answer=answer, free=free, truth=str(ground_truth))
     pred = None if equal is None else _grader.ask(answer=answer, free=free)
@@ -124,6 +125,11 @@ def compute_score(
         pred = "" if free else "".join(answer.split())
     score = float(equal is True)
     return {"score": score, "acc": score, "pred": pred[:LONGEST_PRED]}
+
+
+def _is_missing(ground_truth: Any) -> bool:
+    r"""Whether a row has no true answer: as text it would be one, which `\boxed{None}` or `\boxed{nan}` equals."""
+    return ground_truth is None or (isinstance(ground_truth, float) and math.isnan(ground_truth))
 
 
 def _tail(response: str) -> str:

@@ -1,5 +1,6 @@
 """Write responses as text in which a reader sees where history ends and the present begins, and what tools wrote."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,3 +26,16 @@ def marked(tokenizer: Any, response_ids: list[int], prefix: Sequence[bool], samp
             text += f"{before}{piece}{after}"
             start = end
     return text
+
+
+def printable(text: str) -> str:
+    """Write control characters, which could drive a terminal or break a picture, as their escapes.
+
+    Models write anything.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+        else character
+        for character in text
+    )

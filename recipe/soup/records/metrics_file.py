@@ -8,7 +8,10 @@ from statistics import mean
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.errors import refuse
-from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.json_lines import NUMBER, read_json_lines
+
+FORM = {"step": int, "data": dict}
+KIND = "what verl's file logger wrote (trainer.logger=[console,file])"
 
 
 def metrics_file(config: DictConfig) -> Path:
@@ -56,20 +59,24 @@ def keep_earlier_metrics(path: Path, resumed_at: int) -> None:
         earlier.unlink(missing_ok=True)
     elif path.exists():
         metrics = {step: values for step, values in read_metrics(path).items() if step <= resumed_at}
-        earlier.write_text("".join(json.dumps({"step": s, "data": data}) + "\n" for s, data in metrics.items()))
+        lines = [json.dumps({"step": s, "data": data}) + "\n" for s, data in metrics.items()]
+        earlier.write_text("".join(lines), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Read metrics by step, those from before the run was resumed included; step 0 is validation before training.
 
-    Metrics that were no number, and were written as null, are left out.
+    Metrics that are no number, as null or text, are left out.
+
+    Raises:
+        SystemExit: a line is broken, or is not what verl's file logger writes.
     """
     metrics: dict[int, dict[str, float]] = {}
     earlier = earlier_metrics(path)
     for file in (earlier, path) if earlier.exists() else (path,):
-        for row in read_json_lines(file):
+        for row in read_json_lines(file, FORM, KIND):
             # A resumed run validates once more at the step that it goes on from, so that step has a second row.
-            numbers = {key: value for key, value in row["data"].items() if value is not None}
+            numbers = {key: value for key, value in row["data"].items() if isinstance(value, NUMBER)}
             metrics.setdefault(row["step"], {}).update(numbers)
     return metrics
 

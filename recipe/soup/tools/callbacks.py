@@ -42,5 +42,8 @@ class ShowResult(Callback):
 
         places = {what: OmegaConf.select(config, key) for what, key in FOLDERS.items()}
         places = {what: at for what, at in places.items() if at and _written_since(Path(at), self._began)}
-        print(summary(path, places), flush=True)
-        print(f"  picture in {draw_run(path)}")
+        try:
+            print(summary(path, places), flush=True)
+            print(f"  picture in {draw_run(path)}")
+        except SystemExit as refusal:  # a run that has come to its end has not failed because its log is broken
+            print(refusal.code)

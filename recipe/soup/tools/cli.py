@@ -1,9 +1,13 @@
 """The console command `soup-verl`; `soup` is its older name."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pkgutil import resolve_name
+
+from recipe.soup.errors import refuse
 
 COMMANDS = {
     "compare": ("recipe.soup.tools.compare.run:compare", "run configurations x seeds, and report"),
@@ -38,8 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.set_defaults(call=call)
         else:
             commands.add_parser(name, help=line)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Samples and names may have what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_args(given)
-    args.call(args)
+    try:
+        args.call(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a disk that is full, a folder that is somebody else's
+        if not error.filename:
+            raise
+        raise refuse("file", error.filename, f"{error.strerror}.") from error
 
 
 if __name__ == "__main__":

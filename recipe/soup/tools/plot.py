@@ -4,14 +4,14 @@ import argparse
 import re
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.backend_bases import FigureCanvasBase
 
+from recipe.soup.errors import refuse
 from recipe.soup.records.metrics_file import metrics_of, read_metrics
+from recipe.soup.tools import pictures  # noqa: F401
+from recipe.soup.tools.outputs import check_file
 
 EXAMPLES = """examples:
   soup-verl plot runs/countdown/soup.jsonl
@@ -57,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     """Draw a run: accuracy, pass@k, entropy of unmixed validation; ratios, clipping, lag, prefixes in training."""
+    if args.out:
+        check_file("--out", args.out)
+        known = FigureCanvasBase.get_supported_filetypes()
+        if args.out.suffix.removeprefix(".") not in known:
+            raise refuse(
+                "--out", args.out, f"no picture ends so; choose among {', '.join(f'.{end}' for end in known)}."
+            )
     print(draw_run(metrics_of(args.run), args.out))
 
 

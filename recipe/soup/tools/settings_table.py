@@ -76,7 +76,7 @@ def _values(field: FieldInfo) -> str:
 
 def main() -> None:
     """Write the file."""
-    README.write_text(with_tables(README.read_text()))
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,24 @@ from rich.console import Console
 from rich.text import Text
 
 from recipe.soup.errors import refuse
-from recipe.soup.records.json_lines import read_json_lines
-from recipe.soup.records.marks import CLOSE, OPEN, TOOL_CLOSE, TOOL_OPEN
+from recipe.soup.records.json_lines import NUMBER, dumps, read_json_lines
+from recipe.soup.records.marks import CLOSE, OPEN, TOOL_CLOSE, TOOL_OPEN, printable
+from recipe.soup.tools.outputs import check_file
 
 EXAMPLES = r"""examples:
   soup-verl show runs/countdown/soup
   soup-verl show runs/countdown/soup --step 10 --count 5 --all
   soup-verl show runs/smollm2/soup --brief --match '^.*= \d+$' --svg samples.svg
 """
+FORM = {
+    "step": int,
+    "input": str,
+    "marked": str,
+    "score": NUMBER,
+    "policy_versions": list,
+    "prefix_length": int,
+}
+KIND = "the samples of our trainer, which tell their prefixes"
 HISTORY = "black on yellow"
 TOOL = "black on cyan"
 TURNS = ("", "bold magenta")
@@ -63,8 +73,9 @@ def coloured(sample: dict[str, Any], brackets: bool, brief: bool = False) -> Tex
     text.append(f"reward {reward:g}", style="bold green" if reward > 0 else "red")
     several = f"  turns {turns}" if turns > 1 else ""
     text.append(f"  versions {', '.join(map(str, versions))}{several}\n", style="dim")
-    text.append(last_question(sample["input"]) if brief else sample["input"], style="cyan")
-    response = re.sub(r"\n+", "\n", sample["marked"]).strip("\n") if brief else sample["marked"]
+    prompt, response = printable(sample["input"]), printable(sample["marked"])
+    text.append(last_question(prompt) if brief else prompt, style="cyan")
+    response = re.sub(r"\n+", "\n", response).strip("\n") if brief else response
     styles = cycle(TURNS)
     style = next(styles)
     for i, piece in enumerate(STRETCHES.split(response)):
@@ -84,15 +95,17 @@ def show(args: argparse.Namespace) -> None:
     Between two turns stands what a tool answered, on cyan; the current policy's turns take turns in their colours.
     """
     folder = args.run / "samples" if (args.run / "samples").is_dir() else args.run
-    dumps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit() and args.step in (None, int(path.stem))]
-    # Sorted by time: a run that starts anew leaves the later steps of the one before.
-    dumps.sort(key=lambda path: (path.stat().st_mtime, int(path.stem)))
-    if not dumps:
+    found = {step: path for step, path in dumps(folder).items() if args.step in (None, step)}
+    if not found:
         what = "no samples" if args.step is None else f"no samples of step {args.step}"
         raise refuse("run", args.run, f"{what} there; a run writes them with trainer.rollout_data_dir=FOLDER.")
+    if args.count < 1:
+        raise refuse("--count", args.count, "give 1 or more.")
+    if args.svg:
+        check_file("--svg", args.svg)
     drawn = {"record": True, "file": io.StringIO(), "width": WIDTH} if args.svg else {}
     try:
-        found = re.compile(args.match or "").search
+        matches = re.compile(args.match or "").search
     except re.error as error:
         raise refuse("--match", args.match, f"no regular expression ({error}).") from None
     console = Console(highlight=False, **drawn)
@@ -100,20 +113,21 @@ def show(args: argparse.Namespace) -> None:
     legend = Text().append(f"{OPEN}history{CLOSE}" if brackets else "history", style=HISTORY).append(" the present ")
     console.print(legend.append(f"{TOOL_OPEN}tools{TOOL_CLOSE}" if brackets else "tools", style=TOOL).append("\n"))
     left = args.count
-    for path in reversed(dumps):
-        for sample in read_json_lines(path):
-            if "marked" not in sample:
-                raise refuse("run", path, "was written by another trainer than ours, and does not tell its prefixes.")
-            if left and (args.all or sample["prefix_length"]) and found(sample["marked"]):
+    # Sorted by time: a run that starts anew leaves the later steps of the one before.
+    newest_first = sorted(found, key=lambda step: (found[step].stat().st_mtime, step), reverse=True)
+    for step in newest_first:
+        for sample in read_json_lines(found[step], FORM, KIND):
+            if left and (args.all or sample["prefix_length"]) and matches(sample["marked"]):
                 console.print(coloured(sample, brackets, args.brief))
                 left -= 1
         if not left:
             break
-    if left == args.count and left and not args.all:
+    if left == args.count and not args.all:
         what = f" and {args.match}" if args.match else ""
         console.print(f"No sample here has a historical prefix{what}; --all shows the others.", markup=False)
+    elif left == args.count:
+        console.print(f"No sample here has {args.match}." if args.match else "No sample here.", markup=False)
     if args.svg:
-        args.svg.parent.mkdir(parents=True, exist_ok=True)
         # Without the fonts that it would fetch: any of fixed width does.
-        args.svg.write_text(FONT.sub("", console.export_svg(title="soup-verl show")))
+        args.svg.write_text(FONT.sub("", console.export_svg(title="soup-verl show")), encoding="utf-8")
         print(args.svg)

@@ -1,8 +1,11 @@
 """`soup-verl verify`: recompute a run's old log-probs, and compare them with those that entered the loss."""
 
 import argparse
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +14,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from recipe.soup.algorithm.batch import NOBODY
-from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.errors import first_line, refuse
+from recipe.soup.records.json_lines import NUMBER, dumps, read_json_lines
 from recipe.soup.tools.exactness import SEGMENTS, Bounds, Comparison, Place, broken
 
 EXAMPLES = """bounds that fit, in float32:
@@ -21,18 +25,52 @@ EXAMPLES = """bounds that fit, in float32:
 example:
   soup-verl verify --samples runs/x/samples --checkpoints runs/x/checkpoints --base-model base
 """
+PER_TOKEN = ("response_ids", "policy_versions", "old_log_probs")
+FORM: dict[str, Any] = dict.fromkeys(("prompt_ids", *PER_TOKEN), list)
+KIND = "a dump of our trainer's training samples (trainer.rollout_data_dir)"
 LOGITS_AT_ONCE = 2**28
 """Values that are computed at a time; in float32, with their log-probs, about 2 GiB."""
 
 
 def read_samples(folder: Path) -> dict[int, list[dict]]:
-    """Read the rows of verl's JSONL dump, by step."""
-    return {int(path.stem): read_json_lines(path) for path in folder.glob("*.jsonl")}
+    """Read the rows of verl's JSONL dump, by step.
+
+    Raises:
+        SystemExit: a line is broken, or does not tell the same of all its tokens.
+    """
+    steps = {step: read_json_lines(path, FORM, KIND) for step, path in dumps(folder).items()}
+    for step, rows in steps.items():
+        for number, row in enumerate(rows, start=1):
+            numbers = all(isinstance(value, NUMBER | None) for key in FORM for value in row[key])
+            if not numbers or len({len(row[key]) for key in PER_TOKEN}) > 1:
+                why = f"sample {number} has not one number for each token in each of {', '.join(PER_TOKEN)}"
+                raise refuse("file", folder / f"{step}.jsonl", f"{why}; take it out, or give another run.")
+    return steps
+
+
+def load(folder: Path, device: str) -> PreTrainedModel:
+    """Load a version's weights; code that comes with a model is not run.
+
+    Raises:
+        SystemExit: they cannot be loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, device_map=device, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        why = f"cannot be loaded by transformers ({first_line(error)})"
+        raise refuse("model", folder, f"{why}; give a folder with config.json and weights.") from None
+
+
+def tokens_of(row: dict) -> list[int]:
+    """Return the tokens of prompt and response."""
+    return row["prompt_ids"] + row["response_ids"]
 
 
 def in_batches(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
     """Split rows, in their order, into batches of one row or of at most `LOGITS_AT_ONCE` logits when padded."""
-    longest = max(len(row["prompt_ids"]) + len(row["response_ids"]) for row in rows)
+    longest = max((len(tokens_of(row)) for row in rows), default=1)
     size = max(LOGITS_AT_ONCE // (longest * vocabulary), 1)
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -40,7 +78,7 @@ def in_batches(rows: list[dict], vocabulary: int) -> Iterator[list[dict]]:
 @torch.no_grad()
 def response_log_probs(model: PreTrainedModel, rows: list[dict], temperature: float) -> list[np.ndarray]:
     """Compute the log-probs of each row's response tokens: one float32 array of shape (response_length,) per row."""
-    sequences = [torch.tensor(row["prompt_ids"] + row["response_ids"], device=model.device) for row in rows]
+    sequences = [torch.tensor(tokens_of(row), device=model.device) for row in rows]
     # A causal model does not see padding on the right.
     ids = pad_sequence(sequences, batch_first=True)
     mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
@@ -68,26 +106,29 @@ def verify(
         comparisons for the tokens of the `prefix`, which are older than their step's version, and the `continuation`.
 
     Raises:
-        FileNotFoundError: there are no samples, or no checkpoint of a version that some token claims.
+        SystemExit: there are no samples, no checkpoint of a version that some token claims, or it cannot be loaded.
     """
     steps = read_samples(samples)
     if not steps:
-        raise FileNotFoundError(f"no <step>.jsonl in {samples}; run with trainer.rollout_data_dir")
+        raise SystemExit(f"no <step>.jsonl in {samples}; run with trainer.rollout_data_dir")
     folders = {0: Path(base_model)}
     if foreign is not None:
         folders[-1] = Path(foreign)
     for folder in checkpoints.glob("global_step_*/actor/huggingface"):
-        folders[int(folder.parent.parent.name.removeprefix("global_step_"))] = folder
+        if number := re.fullmatch("global_step_([0-9]+)", folder.parent.parent.name):
+            folders[int(number[1])] = folder
     wanted = {version for rows in steps.values() for row in rows for version in row["policy_versions"]} - {NOBODY}
     if missing := wanted - folders.keys():
-        raise FileNotFoundError(
-            f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none"
-        )
+        raise SystemExit(f"tokens were sampled by the versions {sorted(missing)}, of which {checkpoints} has none")
 
     comparisons = {segment: Comparison() for segment in SEGMENTS}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for version, folder in tqdm(sorted(folders.items()), "versions", disable=None):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map=device)
+        model = load(folder, device)
+        largest = max((token for rows in steps.values() for row in rows for token in tokens_of(row)), default=0)
+        if largest >= model.config.vocab_size:
+            why = f"has {model.config.vocab_size} tokens, and the samples have number {largest}"
+            raise refuse("model", folder, f"{why}; give the model of this run.")
         for step, rows in steps.items():
             computed = (
                 log_probs
@@ -95,7 +136,7 @@ def verify(
                 for log_probs in response_log_probs(model, batch, temperature)
             )
             for line, (row, log_probs) in enumerate(zip(rows, computed, strict=True), start=1):
-                difference = np.abs(log_probs - np.array(row["old_log_probs"]))
+                difference = np.abs(log_probs - np.array(row["old_log_probs"], dtype=float))
                 for token, claimed in enumerate(row["policy_versions"]):
                     if claimed == NOBODY:  # what a tool wrote
                         continue
@@ -143,10 +184,9 @@ def check_run(args: argparse.Namespace) -> None:
 
     Exits with 1, and a sentence for each bound that is broken, if the run is not exact.
     """
-    try:
-        comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from None
+    if not 0 < args.temperature < math.inf:
+        raise refuse("--temperature", args.temperature, "give the run's, above 0.")
+    comparisons = verify(args.samples, args.checkpoints, args.base_model, args.temperature, args.foreign)
     for segment, comparison in comparisons.items():
         if not comparison.claimed:
             print(f"{segment}: no tokens")

@@ -82,7 +82,7 @@ def test_rays_store_gets_the_bytes_apart_from_the_rest_so_that_they_are_copied_o
     assert len(message) < 1000
     assert buffers[0].raw().obj is not None
     # What Ray does with our own bytes between two processes; read-only, as its buffers are.
-    received = unpack(pickle.loads(message, buffers=[bytes(buffer) for buffer in buffers]))
+    received = unpack(pickle.loads(message, buffers=[bytes(buffer) for buffer in buffers]))  # noqa: S301
     for name, tensor in tensors.items():
         assert (received[name].dtype, received[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(received[name], tensor)

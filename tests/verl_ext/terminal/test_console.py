@@ -181,7 +181,7 @@ def test_a_log_that_cannot_be_written_stays_in_the_terminal(tmp_path: Path) -> N
 def test_a_reader_who_goes_away_does_not_take_the_log_along(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     command = f"{sys.executable} app.py '{CONSOLE % 'log.txt'}' | head -n 1"
-    subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120, check=True)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=120, check=True)
     assert "step:10 - " in (tmp_path / "log.txt").read_text()
 
 

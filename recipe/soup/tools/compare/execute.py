@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from recipe.soup.errors import refuse
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_run, write_record
-from recipe.soup.tools.compare.study import DRIVERS, Run, Study
+from recipe.soup.tools.compare.one_run import Run, quoted
+from recipe.soup.tools.compare.study import DRIVERS, Study
+from recipe.soup.tools.outputs import make_folder
 
 POLL_SECONDS = 0.5
 HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
@@ -34,16 +36,16 @@ def start(run: Run, driver: str) -> subprocess.Popen:
     """Start a run in its folder: at its last checkpoint if it was killed, else anew. It prints to `log.txt`."""
     line = command(run, driver)
     if driver == "main_ppo":
-        line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH='{run.metrics}'")
-        line.append(f"hydra.run.dir='{run.folder / 'hydra'}'")
+        line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={quoted(run.metrics)}")
+        line.append(f"hydra.run.dir={quoted(run.folder / 'hydra')}")
     told = run.folder / "command.txt"
     # One interpreter has several names, and the one that this call was started with changes no run.
-    if not (run.has_checkpoint and told.exists() and shlex.split(told.read_text())[1:] == line[1:]):
+    if not (run.has_checkpoint and told.exists() and shlex.split(told.read_text(encoding="utf-8"))[1:] == line[1:]):
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(parents=True)
-    told.write_text(shlex.join(line) + "\n")
+    told.write_text(shlex.join(line) + "\n", encoding="utf-8")
     environ = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run.metrics)}
-    with (run.folder / "log.txt").open("a") as log:
+    with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         return subprocess.Popen(line, env=environ, stdout=log, stderr=subprocess.STDOUT)
 
 
@@ -72,7 +74,11 @@ def _reason(run: Run, process: Any) -> str:
     log = run.folder / "log.txt"
     if not log.exists():  # it never came so far: the node lacks this folder, or was lost
         return str(getattr(process, "error", None) or f"it left nothing in {run.folder}")
-    lines = [line for line in log.read_text().splitlines() if line.strip() and HYDRAS_ADVICE not in line]
+    lines = [
+        line
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip() and HYDRAS_ADVICE not in line
+    ]
     return f"{' '.join(lines[-1:])} (see {log})"
 
 
@@ -95,6 +101,7 @@ def execute(
         raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
     if jobs < 1:
         raise refuse("--jobs", jobs, "at least one run must run; use 1 or more.")
+    make_folder("--out", out)
     for run in study.in_folder(out):
         if run.was_another:
             raise refuse("--out", out, f"{run.folder} has a run with other settings; move it away, or give another.")

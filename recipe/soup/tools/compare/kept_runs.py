@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from recipe.soup.tools.compare.one_run import Run
 from recipe.soup.tools.compare.results import Counts, Result, read_result
-from recipe.soup.tools.compare.study import Run
 
 METRICS, VALIDATION = "metrics.parquet", "validation.parquet"
 KEPT = re.compile(

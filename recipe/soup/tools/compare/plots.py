@@ -4,14 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from recipe.soup.records.pass_at_k import PASS_AT
+from recipe.soup.tools import pictures  # noqa: F401
 from recipe.soup.tools.compare.results import Result, generated_tokens, pass_curve
 
 SMOOTH = 10
@@ -77,7 +74,7 @@ def curves(results: dict[str, list[Result]], path: Path) -> None:
     """Draw a panel for each of `CURVES` that was measured: mean over seeds, with a band from lowest to highest."""
     all_runs = [run for runs in results.values() for run in runs]
     panels = {title: curve for title, curve in CURVES.items() if any(len(s) for run in all_runs for s in curve(run))}
-    rows = -(-len(panels) // COLUMNS)
+    rows = max(-(-len(panels) // COLUMNS), 1)  # killed before their first step, runs have measured nothing
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(17, 3.5 * rows), constrained_layout=True, squeeze=False)
     colors = _colors(results)
     for axis in axes.flat[len(panels) :]:

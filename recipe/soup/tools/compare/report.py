@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from recipe.soup.records.intervals import mean_interval, paired_interval
 from recipe.soup.records.pass_at_k import PASS_AT
 from recipe.soup.tools.compare.plots import curves, outcomes
 from recipe.soup.tools.compare.results import Result, figures, per_problem, tries
+from recipe.soup.tools.outputs import make_folder
 
 ONE_A_RUN = ("greedy", "entropy", "training groups with signal")
 """Figures that are one number for a run, so that intervals of their differences are over seeds alone."""
+WHOLE = "After training"
+"""Title of the table of runs that are of the same length."""
 PICTURES = {"curves.png": "While training", "outcomes.png": "Outcomes"}
 
 
@@ -70,21 +74,47 @@ def difference_table(results: dict[str, list[Result]], baseline: str) -> pd.Data
 
 def as_markdown(table: pd.DataFrame) -> str:
     """Write a table in Markdown, with its index as first column."""
-    lines = ["| | " + " | ".join(map(str, table.columns)) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines = ["| | " + " | ".join(map(in_cell, table.columns)) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(map(str, row)) + " |" for name, row in zip(table.index, table.values, strict=True)
+        f"| {in_cell(name)} | " + " | ".join(map(in_cell, row)) + " |"
+        for name, row in zip(table.index, table.values, strict=True)
     ]
     return "\n".join(lines)
 
 
+def in_cell(value: object) -> str:
+    """Write a value so that it neither ends its cell nor becomes a tag of HTML."""
+    return escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+
+
 def at_steps(results: dict[str, list[Result]], steps: Sequence[int]) -> dict[str, dict[str, list[Result]]]:
-    """Cut the runs after each step that they reached; returns by title the runs of each step, and the whole runs."""
+    """Cut the runs after each step that they reached; returns by title the runs of each step, and those of the end."""
     found = {}
     for step in steps:
         reached = {name: [run.until(step) for run in runs if step in run.validations] for name, runs in results.items()}
         if any(reached.values()):
             found[f"After step {step:,}"] = {name: runs for name, runs in reached.items() if runs}
-    return {**found, "After training": results}
+    title, ends = at_the_end(results)
+    return {**found, title: ends}
+
+
+def at_the_end(results: dict[str, list[Result]]) -> tuple[str, dict[str, list[Result]]]:
+    """Return what the runs' ends are called, and the runs, cut after the last step that all have if they go on further.
+
+    A run that trained longer is another run: the last of one is not compared with the last of the other.
+    """
+    runs = [run for of_name in results.values() for run in of_name]
+    # A run that kept no samples of its validations has no figures of them to compare.
+    if len({run.ends[0] for run in runs}) < 2 and len({run.ends[1] for run in runs if run.validations}) < 2:
+        return WHOLE, results
+    last = {name: sorted({run.ends[0] for run in of_name}) for name, of_name in results.items()}
+    told = ", ".join(f"{name} at {' and '.join(f'{step:,}' for step in steps)}" for name, steps in last.items())
+    shared = set.intersection(*(set(run.validations) or set(run.metrics) for run in runs)) - {0}
+    if not shared:
+        return f"After training, of different length: no step is common to all ({told})", results
+    step = max(shared)
+    cut = {name: [run.until(step) for run in of_name] for name, of_name in results.items()}
+    return f"After step {step:,}, the last that all have (they ended: {told})", cut
 
 
 def write_report(
@@ -105,9 +135,9 @@ def write_report(
     Returns:
         paths of the files.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", out)
     curves(results, out / "curves.png")
-    outcomes(results, out / "outcomes.png")
+    outcomes(at_the_end(results)[1], out / "outcomes.png")
     tables = {
         when: (end_table(then), difference_table(then, baseline))
         for when, then in at_steps(results, steps).items()
@@ -123,6 +153,6 @@ def write_report(
     }
     as_html = {when: [table.to_html(border=0) for table in pair] for when, pair in tables.items()}
     page = templates.get_template("report.html.j2").render(**facts, tables=as_html, pictures=embedded)
-    (out / "report.md").write_text(markdown)
-    (out / "report.html").write_text(page)
+    (out / "report.md").write_text(markdown, encoding="utf-8")
+    (out / "report.html").write_text(page, encoding="utf-8")
     return [out / "report.md", out / "report.html", *(out / name for name in PICTURES)]

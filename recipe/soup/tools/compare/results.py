@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recipe.soup.records.json_lines import read_json_lines
+from recipe.soup.records.json_lines import NUMBER, dumps, read_json_lines
 from recipe.soup.records.metrics_file import read_metrics, validation_accuracy
 from recipe.soup.records.pass_at_k import PASS_AT, pass_at_k, powers_of_two
 
@@ -44,6 +44,11 @@ class Result:
         """Counts of the last validation; empty if there was none."""
         return self.validations[max(self.validations)] if self.validations else {}
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The last step, and the last one after which it was validated; 0 for none."""
+        return max(self.metrics, default=0), max(self.validations, default=0)
+
     def until(self, step: int) -> "Result":
         """Return the run as it was after this step."""
         metrics = {at: values for at, values in self.metrics.items() if at <= step}
@@ -70,7 +75,7 @@ class Result:
 def correct_samples(dump: Path) -> Counts:
     """Count the samples in one of verl's dumps of a validation; `acc` or a score above 0 makes a sample correct."""
     scores: dict[str, list[bool]] = defaultdict(list)
-    for row in read_json_lines(dump):
+    for row in read_json_lines(dump, {"input": str, "score": NUMBER}, "verl's dump of a validation"):
         acc = row.get("acc")  # null if only the rewards of other data sources give it
         scores[row["input"]].append((row["score"] if acc is None else acc) > 0)
     return {problem: (sum(values), len(values)) for problem, values in sorted(scores.items())}
@@ -80,15 +85,13 @@ def read_result(name: str, seed: int, metrics: Path, validation: Path) -> Result
     """Read a run's metrics and its validations.
 
     Raises:
-        SystemExit: the run wrote no metrics.
+        SystemExit: what the run wrote cannot be read.
     """
-    if not metrics.exists():
-        raise SystemExit(f"{metrics}: no such file; a run of verl writes it with trainer.logger=[console,file].")
     by_step = read_metrics(metrics)
     # A run that starts anew leaves the dumps of the one before; only those of its own validations count.
     validated = {step for step, values in by_step.items() if any(key.startswith("val-") for key in values)}
-    dumps = {int(path.stem): path for path in validation.glob("*.jsonl") if int(path.stem) in validated}
-    return Result(name, seed, by_step, {step: correct_samples(path) for step, path in dumps.items()})
+    found = {step: path for step, path in dumps(validation).items() if step in validated}
+    return Result(name, seed, by_step, {step: correct_samples(path) for step, path in found.items()})
 
 
 def tries(counts: Counts) -> int:

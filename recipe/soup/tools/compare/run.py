@@ -1,14 +1,18 @@
 """`soup-verl compare`: run a study or read the logs of runs, and write the report."""
 
 import argparse
+import shlex
 from pathlib import Path
 
+from recipe.soup.errors import refuse
+from recipe.soup.records.metrics_file import metrics_of
 from recipe.soup.tools.compare.check import check_runs
 from recipe.soup.tools.compare.execute import execute
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run
-from recipe.soup.tools.compare.report import write_report
+from recipe.soup.tools.compare.one_run import seed_overrides
+from recipe.soup.tools.compare.report import WHOLE, at_the_end, write_report
 from recipe.soup.tools.compare.results import Result, read_result
-from recipe.soup.tools.compare.study import DRIVERS, read_study, seed_overrides
+from recipe.soup.tools.compare.study import DRIVERS, read_study
 
 EXAMPLES = """examples:
   soup-verl compare examples/countdown/studies/first.yaml --jobs 2
@@ -44,10 +48,12 @@ def read_logs(given: list[str]) -> dict[str, list[Path]]:
     logs: dict[str, list[Path]] = {}
     unnamed: list[str] = []
     for text in given:
-        name, _, path = text.partition("=")
+        name, equals, path = text.partition("=")
         if Path(text).exists() or not path:  # a path may have a = in it
             name, path = Path(text).stem, text
             unnamed.append(name)
+        elif equals and not name.strip():
+            raise refuse("--from-logs", text, "there is no name before the =; give NAME=path/to/metrics.jsonl.")
         logs.setdefault(name, []).append(Path(path))
     if any(len(logs[name]) > 1 for name in unnamed):
         raise SystemExit("--from-logs: two logs have the same name; give NAME=path/to/metrics.jsonl.")
@@ -63,17 +69,19 @@ def compare(args: argparse.Namespace) -> None:
     if args.from_logs:
         logs = read_logs(args.from_logs)
         for name, paths in logs.items():
-            for seed, path in enumerate(paths):
+            for seed, path in enumerate(map(metrics_of, paths)):
                 dumps = [path.with_suffix("") / "validation", path.parent / "validation"]
                 validation = next((folder for folder in dumps if folder.exists()), dumps[0])
                 results.setdefault(name, []).append(read_result(name, seed, path, validation))
         baseline, out = next(iter(logs)), args.out or Path("runs") / "comparison"
-        commands = {name: " ".join(map(str, paths)) for name, paths in logs.items()}
+        commands = {name: shlex.join(map(str, paths)) for name, paths in logs.items()}
     else:
         study = read_study(args.study)
         if args.only:
             study = study.only(args.only)
         out = args.out or Path("runs") / "studies" / args.study.stem
+        if "${" in str(out.absolute()):
+            raise refuse("--out", out.absolute(), "Hydra would take the ${ for a reference; give another folder.")
         # A cluster gets all runs at once, and starts as many as it has cores for.
         jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
         check_runs(study, out, args.records)
@@ -87,11 +95,14 @@ def compare(args: argparse.Namespace) -> None:
             raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
         module = DRIVERS[study.driver][0]
         commands = {
-            name: " ".join(["python -m", module, *study.common, *overrides, *seed_overrides("SEED")])
+            name: shlex.join(["python", "-m", module, *study.common, *overrides, *seed_overrides("SEED")])
             for name, overrides in study.runs.items()
         }
         baseline, steps = study.baseline, study.steps
         if failed:
             print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
+    title, _ = at_the_end(results)
+    if title != WHOLE:
+        print(f"The runs are of different length, and are compared: {title}.")
     for path in write_report(results, baseline, commands, out, steps):
         print(path)

@@ -1,7 +1,6 @@
 """Read a study from its YAML file: which configurations run, with which seeds, and what they share."""
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from recipe.soup.errors import refuse
+from recipe.soup.tools.compare.one_run import Run, seed_overrides
 
 DRIVERS = {
     "lab": ["recipe.soup.lab"],
@@ -25,71 +25,6 @@ DRIVERS = {
 }
 LAST_CHECKPOINT = "trainer.max_actor_ckpt_to_keep=1"
 """All that a killed run needs to go on; a study may set another number."""
-
-
-def seed_overrides(seed: int | str) -> list[str]:
-    """Return the overrides that set a seed: of the order of the data, and of sampling."""
-    return [f"data.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One configuration with one seed.
-
-    Attributes:
-        name: name of the configuration.
-        overrides: all overrides on verl's config.
-        folder: folder for everything that the run writes.
-    """
-
-    name: str
-    seed: int
-    overrides: list[str]
-    folder: Path
-
-    @property
-    def metrics(self) -> Path:
-        """File that verl's file logger writes."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def validation(self) -> Path:
-        """Folder of verl's dump of validation samples."""
-        return self.folder / "validation"
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether the run, if it was killed, can go on."""
-        return (self.folder / "checkpoints" / "latest_checkpointed_iteration.txt").exists()
-
-    @property
-    def _mark(self) -> Path:
-        return self.folder / "done"
-
-    @property
-    def _settings(self) -> str:
-        """The overrides without the folder's path, since a study may be moved."""
-        return "\n".join(self.overrides).replace(str(self.folder), "FOLDER")
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the run has come to its end with these overrides."""
-        return self._mark.exists() and self._mark.read_text() == self._settings
-
-    @property
-    def was_another(self) -> bool:
-        """Whether a run with other overrides has come to its end in this folder."""
-        return self._mark.exists() and not self.is_done
-
-    def mark_done(self) -> None:
-        """Remember that the run has come to its end, and with which overrides."""
-        self._mark.write_text(self._settings)
-
-    def elsewhere(self, out: Path) -> "Run":
-        """Return the same run in another folder of studies."""
-        folder = (out / self.name / f"seed_{self.seed}").absolute()
-        overrides = [override.replace(str(self.folder), str(folder)) for override in self.overrides]
-        return replace(self, overrides=overrides, folder=folder)
 
 
 class Study(BaseModel):
@@ -104,7 +39,7 @@ class Study(BaseModel):
     common: list[StrictStr] = Field(description="a list of overrides, [example=countdown], or []")
     """What all share; the twins differ in `runs` only."""
     runs: dict[StrictStr, list[StrictStr]] = Field(
-        description="for each name a list of overrides, grpo: [algorithm=grpo]"
+        min_length=1, description="for each name a list of overrides, grpo: [algorithm=grpo]"
     )
     first_seeds: dict[StrictStr, StrictInt] = Field({}, description="a number for each name")
     """How many of the seeds a configuration runs with, for those that run with fewer."""
@@ -121,8 +56,9 @@ class Study(BaseModel):
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         for name in self.runs:
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise refuse("runs", name, "a name has letters, digits, dots, dashes and underscores only.")
+            if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # it names a folder, and stands in an override
+                why = "a name has letters without accents, digits, dots, dashes and underscores only"
+                raise refuse("runs", name, f"{why}, and begins with none of dot and dash.")
         for key, names in (("first_seeds", list(self.first_seeds)), ("baseline", [self.baseline])):
             for name in names:
                 if name not in self.runs:
@@ -150,9 +86,6 @@ class Study(BaseModel):
                     continue
                 folder = (out / name / f"seed_{seed}").absolute()
                 seeded = [*seed_overrides(seed), f"trainer.experiment_name={name}", "trainer.logger=[console,file]"]
-                seeded += [f"trainer.validation_data_dir='{folder / 'validation'}'", "trainer.resume_mode=auto"]
-                seeded += [f"trainer.default_local_dir='{folder / 'checkpoints'}'"]
-                seeded += [f"trainer.rollout_data_dir='{folder / 'samples'}'"]
                 runs.append(Run(name, seed, [LAST_CHECKPOINT, *self.common, *overrides, *seeded], folder))
         return runs
 
@@ -166,8 +99,12 @@ def read_study(path: Path) -> Study:
     if not path.exists():
         raise refuse("study", path, "no such file; examples are in examples/countdown/studies.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise refuse("study", path, f"cannot be read ({error.strerror}); give a YAML file.") from None
+    except UnicodeDecodeError:
+        raise refuse("study", path, "is no UTF-8 text; save it as UTF-8.") from None
+    except (yaml.YAMLError, RecursionError) as error:
         raise refuse("study", path, f"is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise refuse("study", path, f"has no keys; it needs {', '.join(_keys(needed=True))}.")

@@ -43,6 +43,7 @@ class Engine:
         max_tokens: limit of a response.
         sampling: vLLM's SamplingParams: n, temperature, top_p, seed.
         longest: tokens of the longest prompt; they decide how much memory is needed.
+        trust_remote_code: whether to run code that comes with the model; verl's key of the same name.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Engine:
         max_tokens: int,
         sampling: dict[str, Any],
         longest: int,
+        trust_remote_code: bool,
     ) -> None:
         extra: dict[str, Any] = {}
         if _is_cpu_build():
@@ -65,10 +67,17 @@ class Engine:
         from vllm import LLM
 
         self._max_tokens, self._sampling = max_tokens, sampling
-        context = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", longest + max_tokens)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        context = getattr(config, "max_position_embeddings", longest + max_tokens)
         # A long context asks for more memory than these samples need.
         self._room = min(context, longest + max_tokens)
-        self._llm = LLM(model, tensor_parallel_size=tensor_parallel_size, max_model_len=self._room, **extra)
+        self._llm = LLM(
+            model,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=self._room,
+            trust_remote_code=trust_remote_code,
+            **extra,
+        )
 
     def sample(self, prompts: Sequence[tuple[int, list[int]]]) -> Iterator[tuple[int, list[Any]]]:
         """Sample all answers to each prompt; yields them in the order in which they are done.

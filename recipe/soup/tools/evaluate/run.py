@@ -80,7 +80,8 @@ def evaluate(args: argparse.Namespace) -> None:
         name: open_samples(out / f"{name}.jsonl", {**asked, **weights, **reward}, args.samples, problems)
         for name, problems in datasets.items()
     }
-    sample_missing(args, model, sampling, datasets, prompts, samples, out)
+    trusted = bool(config.actor_rollout_ref.model.trust_remote_code)
+    sample_missing(args, model, sampling, datasets, prompts, samples, out, trusted)
     for name, problems in datasets.items():
         grade_missing(grader, name, problems, samples[name], done[name], out)
     tables = {name: pd.DataFrame([row for rows in done[name].values() for row in rows]) for name in datasets}
@@ -96,6 +97,7 @@ def sample_missing(
     prompts: Prompts,
     samples: dict[str, dict[int, list[Row]]],
     out: Path,
+    trusted: bool,
 ) -> None:
     """Sample what is not on disk yet; each problem's samples are written as soon as they are there."""
     missing = {
@@ -107,7 +109,7 @@ def sample_missing(
     from recipe.soup.tools.evaluate.engine import Engine  # vLLM takes long to load
 
     longest = max(len(ids) for asked in missing.values() for _, ids in asked)
-    engine = Engine(model, args.gpus, args.max_tokens, sampling, longest)
+    engine = Engine(model, args.gpus, args.max_tokens, sampling, longest, trusted)
     for name, asked in missing.items():
         answers = engine.sample(asked)
         for i, outputs in tqdm(answers, total=len(asked), desc=f"{name}: sampling", unit="problem"):

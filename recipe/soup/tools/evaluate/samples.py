@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.soup.errors import refuse
+from recipe.soup.errors import first_line, refuse
 from recipe.soup.records.json_lines import read_json_lines, writable
 from recipe.soup.records.problems import Problem, correctness
 
 SAMPLED = ("problem", "input", "gts", "output", "tokens", "finish_reason")
+FORM = {"problem": int}
+KIND = "the samples of an evaluation"
 Row = dict[str, Any]
 """A sample: problem, input, gts, output, tokens, finish_reason; graded: acc, score, and what else its reward told."""
 
@@ -49,14 +51,14 @@ def open_samples(
     beside = path.with_suffix(".settings.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and beside.exists():
-        earlier = json.loads(beside.read_text())
+        earlier = _settings(beside)
         for key, value in settings.items():
             if earlier.get(key) != value:
                 cure = "--regrade" if key.startswith("reward") else "another --out, or delete it"
                 raise refuse(key, value, f"{path} was begun with {earlier.get(key)}; give {cure}.")
-    beside.write_text(json.dumps(settings, indent=1))
+    beside.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     found: dict[int, list[Row]] = defaultdict(list)
-    for row in read_json_lines(path) if path.exists() else []:
+    for row in read_json_lines(path, FORM, KIND) if path.exists() else []:
         found[row["problem"]].append(row)
     whole = {problem: rows for problem, rows in found.items() if len(rows) == samples}
     for number, rows in whole.items():
@@ -64,7 +66,7 @@ def open_samples(
             raise refuse("data", path, f"problem {number} was another one then; give another --out, or delete it.")
     if path.exists():
         kept = path.with_suffix(".part")
-        kept.write_text("".join(map(_lines, whole.values())))
+        kept.write_text("".join(map(_lines, whole.values())), encoding="utf-8")
         kept.replace(path)
     return {number: rows for number, rows in whole.items() if number < len(problems)}
 
@@ -74,17 +76,27 @@ def adopt_samples(graded: Path, samples: Path) -> None:
     beside = graded.with_suffix(".settings.json")
     if samples.exists() or not (graded.exists() and beside.exists()):
         return
-    settings = json.loads(beside.read_text())
+    settings = _settings(beside)
     asked = {key: value for key, value in settings.items() if not key.startswith("reward")}
-    samples.with_suffix(".settings.json").write_text(json.dumps(asked, indent=1))
+    samples.with_suffix(".settings.json").write_text(json.dumps(asked, indent=1), encoding="utf-8")
     rows = [{key: row[key] for key in SAMPLED if key in row} for row in read_json_lines(graded)]
-    samples.write_text(_lines(rows))
+    samples.write_text(_lines(rows), encoding="utf-8")
 
 
 def add_problem(path: Path, rows: list[Row]) -> None:
     """Append all samples of one problem."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(_lines(rows))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        found = first_line(error)
+    if not isinstance(found, dict):
+        raise refuse("file", path, f"is no JSON object ({found}); give another --out, or delete it with its samples.")
+    return found
 
 
 def _lines(rows: list[Row]) -> str:

@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,6 +10,7 @@ import pandas as pd
 from recipe.soup.records.intervals import mean_interval
 from recipe.soup.records.majority import majority_at_k
 from recipe.soup.records.pass_at_k import pass_at_k, powers_of_two
+from recipe.soup.tools import pictures  # noqa: F401
 from recipe.soup.tools.compare.report import as_interval, as_markdown
 
 
@@ -62,7 +59,7 @@ def write_table(tables: dict[str, pd.DataFrame], settings: dict[str, Any], out: 
     legend = f"In parentheses the 95 % bootstrap interval over problems. Sampled with {facts}."
     report = f"# {settings['model']}\n\n{text}\n\n{legend}\n"
     print(report)
-    (out / "report.md").write_text(report + "\n![pass@k](pass_at_k.png)\n")
+    (out / "report.md").write_text(report + "\n![pass@k](pass_at_k.png)\n", encoding="utf-8")
     figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
     for color, (name, values) in enumerate(found.items()):
         for kind, style in (("pass@", "-"), ("maj@", ":")):

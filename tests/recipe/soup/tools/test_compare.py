@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import ray
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from recipe.soup.records.intervals import mean_interval, paired_interval
 from recipe.soup.tools.cli import main
 from recipe.soup.tools.compare import execute as execution
 from recipe.soup.tools.compare import plots
 from recipe.soup.tools.compare.execute import execute
+from recipe.soup.tools.compare.one_run import Run, quoted
 from recipe.soup.tools.compare.plots import curves
 from recipe.soup.tools.compare.report import write_report
 from recipe.soup.tools.compare.results import (
@@ -27,7 +32,8 @@ from recipe.soup.tools.compare.results import (
     read_result,
 )
 from recipe.soup.tools.compare.run import read_logs
-from recipe.soup.tools.compare.study import DRIVERS, Run, Study, read_study
+from recipe.soup.tools.compare.study import DRIVERS, Study, read_study
+from recipe.soup.verl_adapter.compose import composed
 
 PROBLEMS, TRIES = 6, 8
 STUDY: dict[str, Any] = {
@@ -85,6 +91,9 @@ def study_file(tmp_path: Path) -> Path:
         ({"seed": 1}, ["`seed` is not known"]),
         ({"first_seeds": {"ppo": 1}}, ["first_seeds=ppo", "grpo, soup"]),
         ({"runs": {"grpo": [], "lag=64": []}}, ["runs=lag=64", "letters"]),
+        ({"runs": {"grpo": [], "..": []}}, ["runs=..", "begins with none of dot and dash"]),
+        ({"runs": {"grpo": [], "Zoë": []}}, ["runs=Zoë", "without accents"]),
+        ({"runs": {}}, ["runs={}", "a list of overrides"]),
         ({"runs": {"grpo": "algorithm=grpo"}}, ["runs=", "a list of overrides"]),
         ({"runs": {1: []}}, ["runs=", "a list of overrides"]),
         ({"common": 3}, ["common=3", "a list of overrides"]),
@@ -115,9 +124,18 @@ def test_a_study_may_choose_among_all_drivers() -> None:
     assert get_args(Study.model_fields["driver"].annotation) == tuple(DRIVERS)
 
 
-@pytest.mark.parametrize(("text", "words"), [("runs: [", "is no YAML"), ("- a\n- b\n", "has no keys")])
-def test_a_file_that_is_no_study(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"runs: [", "is no YAML"),
+        (b"- a\n- b\n", "has no keys"),
+        (b"a: !!python/object/apply:os.getcwd []", "is no YAML"),  # nothing is run
+        ("common: [é]".encode("latin-1"), "is no UTF-8 text"),
+        ("common: [é]".encode("utf-16"), "is no UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_study(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_bytes(content)
     with pytest.raises(SystemExit, match=f"study.yaml: {words}"):
         read_study(tmp_path / "study.yaml")
 
@@ -144,6 +162,36 @@ def test_only_some_and_the_baseline(tmp_path: Path) -> None:
     assert [run.name for run in study.only(["other"]).in_folder(tmp_path)] == ["grpo", "other"]
     with pytest.raises(SystemExit, match="--only=ppo: is none of the runs grpo, soup, other"):
         study.only(["ppo"])
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(lambda s: f"/{s}"))
+@example("/it's")
+@example("/a b, c")
+@example("/ends with \\")
+@example("/\\'")
+def test_hydra_reads_any_folder_back(folder: str) -> None:
+    assume("${" not in folder)  # refused before
+    parsed = OverridesParser.create().parse_override(f"key={quoted(Path(folder))}")
+    assert OmegaConf.create({"key": parsed.value()}).key == str(Path(folder))
+
+
+def test_a_study_in_any_folder_is_known_again(study_file: Path, tmp_path: Path, driver: Path) -> None:
+    for name in ("it's", "a, b"):
+        (tmp_path / name).mkdir()
+    study = read_study(study_file)
+    execute(study, tmp_path / "it's" / "out", jobs=2, records=tmp_path / "a, b")
+    execute(study, tmp_path / "elsewhere", jobs=2, records=tmp_path / "a, b")
+    (tmp_path / "it's" / "out").rename(tmp_path / "moved")
+    execute(study, tmp_path / "moved", jobs=2)
+    assert len(driver.read_text().split()) == 4
+    [run, *_] = study.in_folder(tmp_path / "it's" / "out")
+    config = composed(run.overrides)
+    assert config.trainer.default_local_dir == f"{tmp_path}/it's/out/grpo/seed_0/checkpoints"
+
+
+def test_a_folder_that_hydra_would_look_up_is_refused(study_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="Hydra would take the"):
+        main(["compare", str(study_file), "--out", str(tmp_path / "${x}")])
 
 
 def test_some_run_with_fewer_seeds(tmp_path: Path) -> None:

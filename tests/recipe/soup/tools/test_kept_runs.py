@@ -12,9 +12,10 @@ import yaml
 from recipe.soup.tools.cli import main
 from recipe.soup.tools.compare import execute as execution
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_record, read_run, write_record
+from recipe.soup.tools.compare.one_run import Run
 from recipe.soup.tools.compare.report import at_steps, difference_table, end_table
 from recipe.soup.tools.compare.results import Result, figures, generated_tokens
-from recipe.soup.tools.compare.study import Run, Study
+from recipe.soup.tools.compare.study import Study
 
 STUDY: dict[str, Any] = {
     "driver": "lab",
