@@ -252,7 +252,7 @@ def refusal(folder: Path, now: dict[str, Any]) -> str:
 @pytest.mark.parametrize("key", [*REFUSED, *IN_ORDER])
 def test_what_can_no_longer_be_used_is_refused_by_name(tmp_path: Path, key: str) -> None:
     left_behind(tmp_path, origin={key: "old"})
-    now = source_of().facts.origin | {key: "new"}
+    now = {**source_of().facts.origin, key: "new"}
     said = refusal(tmp_path, now)
     assert said.startswith(f"{key}=new: the prefixes in {tmp_path} were made with old, ")
     assert "; go on with old, or set" in said
@@ -263,14 +263,14 @@ def test_what_can_no_longer_be_used_is_refused_by_name(tmp_path: Path, key: str)
 def test_replay_finds_its_prompts_wherever_they_are(tmp_path: Path, key: str) -> None:
     source = source_of(source="replay", origin={key: "old"})
     source.save(tmp_path)
-    check_bank("", tmp_path, source.facts.origin | {key: "new"})
+    check_bank("", tmp_path, {**source.facts.origin, key: "new"})
 
 
 @pytest.mark.parametrize(("then", "now", "refused"), [("uniform", "whole", True), ("whole", "uniform", True),
                                                       ("fixed", "uniform", False)])  # fmt: skip
 def test_whole_responses_and_prefixes_are_two_things(tmp_path: Path, then: str, now: str, refused: bool) -> None:
     source = left_behind(tmp_path, origin={WHOLE: then})
-    changed = source.facts.origin | {WHOLE: now}
+    changed = {**source.facts.origin, WHOLE: now}
     if refused:
         assert refusal(tmp_path, changed).startswith(f"{WHOLE}={now}: ")
     else:
@@ -349,8 +349,7 @@ def test_fresh_begins_with_an_empty_bank_and_says_so(
 
 def test_from_a_run_that_mixed_nothing_anything_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left_behind(tmp_path, mixed_share=0.0, n=8)
-    for keys in ({"source": "replay"}, {"lag": 2}, {"n": 4}):
-        source = source_of(**keys)
+    for source in (source_of(source="replay"), source_of(lag=2), source_of(n=4)):
         check_bank("", tmp_path, source.facts.origin)
     assert ages(goes_on(resumed(tmp_path, lag=2))) == [set(), {1}, *[{2}] * 10]
     assert capsys.readouterr().out == ""
