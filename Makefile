@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dis
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m verl.trainer.main_ppo hardware=cpu example=countdown
 
-.PHONY: help install demo demo-grpo compare test check audit unit real real-all real-model gpu-check docs clean
+.PHONY: help install demo demo-grpo compare test check audit unit real real-all real-model nightly gpu-check docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -73,6 +73,9 @@ real-model: install ## a real language model, SmolLM2, in every tool: twenty min
 	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model
 	test -e runs/smollm2/data/train.parquet || $(BIN)/python -m examples.smollm2.build_data
 	$(BIN)/python -m pytest -m real_model -s
+
+nightly: install ## 10,000 configs, each of which starts or is refused in a sentence (CI draws 200)
+	$(BIN)/python -m pytest --hypothesis-profile=nightly -p no:warnings tests/recipe/soup/checks/test_config_space.py
 
 gpu-check: install ## every command for GPUs, taken as far as a machine without one can (about two minutes)
 	$(BIN)/python -m pytest -v -p no:warnings tests/examples/test_gpu_commands.py

@@ -66,7 +66,7 @@ def main() -> None:
     put_step(small, 0, *shape)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        small.save(Path(folder) / "bank.npz", "lookahead", 0, {})
+        small.save(Path(folder) / "bank.npz", {}, 0, {})
         save_seconds = time.perf_counter() - started
         started = time.perf_counter()
         PrefixBank.load(Path(folder) / "bank.npz")

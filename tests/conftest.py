@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A machine that is busy with something else must not fail a test.
 hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("shared machine")
 
 

@@ -4,12 +4,13 @@ from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.errors import refuse
 from recipe.soup.names import TRAINER_MODE
 from recipe.soup.settings import SoupSettings, parse_settings
 
 FLOAT32 = ("float32", "fp32", "float", "32")
 FLOAT16 = ("float16", "fp16", "16")
-PARAM_DTYPE = "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype"
+MIXED_PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
 
 
 def run_settings(config: DictConfig) -> SoupSettings:
@@ -56,13 +57,19 @@ def whose_log_probs(config: DictConfig, settings: SoupSettings) -> tuple[Literal
 def in_float32(config: DictConfig) -> bool:
     """Whether rollout engine and trainer both compute in float32."""
     # Without `mixed_precision` verl's FSDP engines compute in bfloat16, whatever the weights' own type.
-    trainer = OmegaConf.select(config, PARAM_DTYPE, default=None)
-    return str(config.actor_rollout_ref.rollout.dtype) in FLOAT32 and str(trainer) in FLOAT32
+    return _param_dtype(config) in FLOAT32 and str(config.actor_rollout_ref.rollout.dtype) in FLOAT32
 
 
 def in_float16(config: DictConfig) -> bool:
     """Whether the trainer computes in float16, for which verl's FSDP engines scale the gradient."""
-    return str(OmegaConf.select(config, PARAM_DTYPE, default=None)) in FLOAT16
+    return _param_dtype(config) in FLOAT16
+
+
+def _param_dtype(config: DictConfig) -> str:
+    given = OmegaConf.select(config, MIXED_PRECISION, default=None)
+    if given is not None and not OmegaConf.is_dict(given):
+        raise refuse(MIXED_PRECISION, given, "is a group of keys, param_dtype and its like; give one, or null.")
+    return str(given.get("param_dtype")) if given is not None else ""
 
 
 def _needs_none(settings: SoupSettings) -> bool:

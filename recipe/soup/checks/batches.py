@@ -157,6 +157,6 @@ def _check_room(config: DictConfig, sequence_parallel: int) -> None:
         f"{REF}.log_prob_max_token_len_per_gpu",
     ):
         tokens = OmegaConf.select(config, key)
-        if tokens * sequence_parallel < longest:
+        if tokens is None or tokens * sequence_parallel < longest:
             why = f"a sequence may have {longest} tokens (prompt and response; verl's padding: {PADDING_ROW})"
             raise refuse(key, tokens, f"{why}, and none is split; use that many or more.")

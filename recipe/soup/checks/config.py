@@ -3,7 +3,6 @@
 Each check raises a SystemExit with one sentence: Hydra would swallow any other exception from its callback.
 """
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,17 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.soup.checks.loops import check_loops, check_tools
 from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
-from recipe.soup.checks.outputs import check_resume
+from recipe.soup.checks.resume import check_prefixes
 from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_dataset
 from recipe.soup.checks.snapshots import check_snapshots
 from recipe.soup.checks.tables import read_table
 from recipe.soup.errors import refuse
 from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
-from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
-from recipe.soup.prefixes.source import BANK_FILE, read_source
-from recipe.soup.prefixes.steering import STEERING_FILE
 from recipe.soup.run_settings import run_settings
-from verl_ext.historical_policy.store import INDEX_FILE
 
 ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -55,7 +50,7 @@ def check_config(config: DictConfig) -> None:
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
     if settings.mixes:
-        _check_resume(config, settings.source, settings.selection)
+        check_prefixes(config, settings)
 
 
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
@@ -108,40 +103,3 @@ def _check_data(config: DictConfig) -> None:
                 if column in columns:
                     why = f"{path} has this column; multimodal data is not supported yet."
                     raise refuse(f"data.{media}", column, why)
-
-
-def _check_resume(config: DictConfig, source: str, selection: str) -> None:
-    check_resume(config)
-    trainer = config.trainer
-    if trainer.resume_mode == "resume_path":
-        key, folder = "trainer.resume_from_path", Path(str(trainer.resume_from_path))
-    elif trainer.resume_mode == "auto":
-        key, root = "trainer.default_local_dir", Path(trainer.default_local_dir)
-        tracker = root / "latest_checkpointed_iteration.txt"
-        if not tracker.exists():
-            return
-        folder = root / f"global_step_{tracker.read_text().strip()}"
-    else:
-        return
-    advice = "start anew with trainer.resume_mode=disable in a folder of its own."
-    if trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
-        lost = f"{folder} has a checkpoint, but with this trainer the prefixes of samples in flight are not in it"
-        raise refuse("trainer.v1.trainer_mode", ASYNC_TRAINER_MODE, f"{lost}; {advice}")
-    if not (folder / BANK_FILE).exists():
-        lost = f"this checkpoint has no {BANK_FILE}, so SOUP did not write it and its prefixes are lost"
-        raise refuse(key, folder, f"{lost}; resume a SOUP checkpoint, or {advice}")
-    written_by = read_source(folder)
-    if written_by != source:
-        other = f"the checkpoint {folder} holds the prefixes of source={written_by}"
-        raise refuse("algorithm.soup.source", source, f"{other}; go on with that, or {advice}")
-    steered = selection == "steered"
-    if steered != (folder / STEERING_FILE).exists():
-        how = (
-            "without selection=steered, and has no controllers"
-            if steered
-            else "with selection=steered, and has no other prefixes"
-        )
-        other = f"the checkpoint {folder} was written {how}; go on with what it was begun with, or"
-        raise refuse("algorithm.soup.selection", selection, f"{other} {advice}")
-    if source == "snapshot" and not (folder / SNAPSHOT_FOLDER / INDEX_FILE).exists():
-        raise refuse(key, folder, f"this checkpoint has no {SNAPSHOT_FOLDER}, so past weights are lost; {advice}")

@@ -30,6 +30,7 @@ TRACKERS = {
 """verl's, and the module that each needs."""
 WANDB_NEEDS_NO_KEY = ("offline", "disabled", "dryrun")
 TRACKER = "trainer.logger"
+NEEDED = ("trainer.default_local_dir",)
 
 
 def check_outputs(config: DictConfig) -> None:
@@ -46,6 +47,8 @@ def check_outputs(config: DictConfig) -> None:
     }
     for key, used in places.items():
         folder = OmegaConf.select(config, key)
+        if not isinstance(folder, str | None) or (key in NEEDED and not folder):
+            raise refuse(key, folder, f"is no path; give a folder{'' if key in NEEDED else ', or null'}.")
         # On a cluster the trainer may run on another node.
         if used and folder and "://" not in str(folder) and cluster_address(config) is None:
             check_writable(key, Path(folder))

@@ -17,11 +17,13 @@ COUNTS = (
     "trainer.nnodes",
     "trainer.n_gpus_per_node",
     "data.train_batch_size",
+    "data.gen_batch_size",
     "data.max_prompt_length",
     "data.max_response_length",
     f"{ACTOR}.ppo_mini_batch_size",
     f"{ACTOR}.ppo_epochs",
     f"{ACTOR}.ulysses_sequence_parallel_size",
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
     f"{ACTOR}.ppo_max_token_len_per_gpu",
     f"{ACTOR}.ppo_micro_batch_size_per_gpu",
     f"{ACTOR}.ppo_micro_batch_size",
@@ -44,7 +46,23 @@ COUNTS = (
     "reward.num_workers",
     "transfer_queue.backend.SimpleStorage.num_data_storage_units",
 )
-"""Whole numbers from 1. Where one is null, verl takes something else, or complains by itself."""
+"""Whole numbers from 1."""
+OR_NULL = (
+    "data.gen_batch_size",
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+    f"{ACTOR}.ppo_micro_batch_size",
+    f"{ACTOR}.ppo_max_token_len_per_gpu",
+    f"{ROLLOUT}.max_model_len",
+    f"{ROLLOUT}.max_num_seqs",
+    f"{ROLLOUT}.max_num_batched_tokens",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+    f"{ROLLOUT}.log_prob_micro_batch_size",
+    f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size",
+    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
+)
+"""Those that may be null: verl then takes something else, or the check that knows when it is needed says so."""
 STEPS = ("trainer.total_training_steps", "trainer.total_epochs")
 
 
@@ -55,15 +73,20 @@ def check_sizes(config: DictConfig) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     for key in COUNTS:
-        value = OmegaConf.select(config, key)
-        if value is not None and not (_is_number(value) and isinstance(value, int) and value >= 1):
+        value = OmegaConf.select(config, key, default=1)  # a key that is not there has no effect
+        missing = value is None and key in OR_NULL
+        if not missing and not (_is_number(value) and isinstance(value, int) and value >= 1):
             raise refuse(key, value, "must be a whole number of 1 or more.")
     trainer = config.trainer
-    if not (trainer.get("val_only", False) and trainer.get("val_before_train", True)):
-        for key in STEPS:
-            value = OmegaConf.select(config, key)
-            if value is not None and not (_is_number(value) and value >= 1):
-                raise refuse(key, value, "verl would train no step; use 1 or more, or trainer.val_only=true.")
+    trains = not (trainer.get("val_only", False) and trainer.get("val_before_train", True))
+    for key in STEPS:
+        value = OmegaConf.select(config, key)
+        if value is None and key == STEPS[0]:  # then epochs say how many
+            continue
+        if not (_is_number(value) and isinstance(value, int)):
+            raise refuse(key, value, "must be a whole number.")
+        if trains and value < 1:
+            raise refuse(key, value, "verl would train no step; use 1 or more, or trainer.val_only=true.")
     _check_sampling(config)
     rate = OmegaConf.select(config, f"{ACTOR}.optim.lr")
     if not (_is_number(rate) and 0 <= rate < math.inf):

@@ -32,10 +32,11 @@ from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.lab.validation import Validation
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
+from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.source import FinishedSample
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
 from recipe.soup.records.problems import Problem
-from recipe.soup.settings import parse_settings
+from recipe.soup.run_settings import run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.grader import Grader
 from recipe.soup.verl_adapter.missing_samples import MissingSamples
@@ -61,7 +62,7 @@ class Lab:
         check_lab_config(config)
         rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
         self.config = config
-        self.settings = parse_settings(config.algorithm.get("soup"), int(rollout.response_length))
+        self.settings = run_settings(config)
         # What verl's sampler does without a seed: torch's own, always the same.
         seed = torch.Generator().initial_seed() if config.data.seed is None else config.data.seed
         torch.manual_seed(seed)
@@ -102,7 +103,7 @@ class Lab:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self._drawn = sum(1 for _ in islice(self._problems, state["drawn"]))
-        self.source.load(checkpoint)
+        resume(self.source, checkpoint, step_of(checkpoint))
         self.first_step = step_of(checkpoint) + 1
 
     def _save(self, step: int) -> None:

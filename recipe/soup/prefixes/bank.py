@@ -1,11 +1,17 @@
 """Keep prefixes until their prompt is trained on."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from recipe.soup.prefixes.files import UnreadableError, read_arrays, write_arrays
 from recipe.soup.prefixes.prefix import Prefix, from_arrays, to_arrays
+
+FORMAT = 2
+"""Of the file. The first one had no number, and did not say what shaped its prefixes."""
 
 
 class PrefixBank:
@@ -29,6 +35,10 @@ class PrefixBank:
     def slots(self, prompt: int) -> frozenset[int]:
         """Return the slots of a prompt that have their prefix."""
         return frozenset(self._prompts.get(prompt, ()))
+
+    def drop(self, prompt: int, slot: int) -> None:
+        """Remove the prefix of a slot."""
+        self._count(self._prompts[prompt].pop(slot), -1)
 
     def take(self, prompt: int) -> dict[int, Prefix]:
         """Remove and return the prefixes of a prompt, by slot; empty if there are none."""
@@ -56,19 +66,20 @@ class PrefixBank:
             for slot, prefix in slots.items():
                 yield prompt, slot, prefix
 
-    def save(self, path: Path, source: str, next_ordinal: int, fingerprints: dict[int, int]) -> None:
+    def save(self, path: Path, origin: Mapping[str, Any], next_ordinal: int, fingerprints: Mapping[int, int]) -> None:
         """Write the bank as one .npz of plain arrays.
 
         Args:
-            source: `algorithm.soup.source` of the run.
+            origin: what shaped the prefixes; plain values by the names of their keys.
             next_ordinal: place in the order of training of the first prompt that was not trained on yet.
             fingerprints: fingerprint of each prompt that comes next, by ordinal; a resumed run must meet the same.
         """
         items = list(self.items())
         table = [(prompt, slot, p.complete, len(p), len(p.version_spans)) for prompt, slot, p in items]
-        np.savez(
+        write_arrays(
             path,
-            source=source,
+            format=FORMAT,
+            origin=json.dumps(dict(origin)),
             next_ordinal=next_ordinal,
             fingerprints=np.asarray(list(fingerprints.items()), dtype=np.int64).reshape(-1, 2),
             table=np.asarray(table, dtype=np.int64).reshape(-1, 5),
@@ -77,9 +88,13 @@ class PrefixBank:
 
     @classmethod
     def load(cls, path: Path) -> tuple["PrefixBank", int, dict[int, int]]:
-        """Read what `save` wrote; returns the bank, `next_ordinal` and `fingerprints`."""
+        """Read what `save` wrote; returns the bank, `next_ordinal` and `fingerprints`.
+
+        Raises:
+            UnreadableError: the file is torn, or of another kind.
+        """
         bank = cls()
-        with np.load(path, allow_pickle=False) as arrays:
+        with read_arrays(path) as arrays:
             table = arrays["table"].tolist()
             prefixes = from_arrays(arrays, [(length, spans, complete) for _, _, complete, length, spans in table])
             next_ordinal = int(arrays["next_ordinal"])
@@ -87,3 +102,17 @@ class PrefixBank:
         for (prompt, slot, *_), prefix in zip(table, prefixes, strict=True):
             bank.put(prompt, slot, prefix)
         return bank, next_ordinal, fingerprints
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """Read what shaped the prefixes of a bank, without the prefixes.
+
+    Raises:
+        UnreadableError: the file is torn, of another kind, or of another version of this package.
+    """
+    with read_arrays(path) as arrays:
+        if "origin" not in arrays:
+            raise UnreadableError(f"{path.name} was written before it said what shaped its prefixes")
+        if (written := int(arrays["format"])) > FORMAT:
+            raise UnreadableError(f"{path.name} has the format {written}, and this version reads up to {FORMAT}")
+        return dict(json.loads(str(arrays["origin"])))

@@ -1,6 +1,8 @@
 """Draw what one prompt's mixed samples shall look like: how many prefixes, how long, how old."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ class RunFacts:
         prompts_per_step: `data.train_batch_size`.
         last_step: the run's last step.
         prompts_per_epoch: prompts after which they come again; 0 if they never do.
+        origin: what shapes the run's prefixes, by the names of its keys; a checkpoint says it to who goes on with it.
     """
 
     samples: int
@@ -27,6 +30,7 @@ class RunFacts:
     prompts_per_step: int
     last_step: int
     prompts_per_epoch: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,37 @@ class PromptPlan:
     steps_ahead: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a step's settings allow a prompt.
+
+    Attributes:
+        prefixes: how many, in the mean.
+        shortest, longest: length of a prefix in tokens.
+    """
+
+    prefixes: float
+    shortest: int
+    longest: int
+
+
+def limits(settings: SoupSettings, facts: RunFacts, step: int, typical_length: float) -> Limits:
+    """Return how many prefixes a prompt of this step gets, and how long they may be.
+
+    Args:
+        typical_length: see `plan_prompt`.
+    """
+    share = value_at(settings.schedules.mixed_share, settings.mixed_share, step, facts.last_step)
+    length = settings.prefix_length
+    assert length.min is not None
+    assert length.max is not None
+    high = value_at(settings.schedules.prefix_length, length.max, step, facts.last_step)
+    unit = typical_length if length.unit == "fraction" else 1.0
+    longest = facts.response_length - (length.distribution != "whole")
+    shortest, high = (min(max(round(bound * unit), 1), longest) for bound in (min(length.min, high), high))
+    return Limits(facts.samples * share / settings.samples_per_prefix, shortest, high)
+
+
 def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_length: float) -> PromptPlan:
     """Draw lag and prefix lengths of the prompt at this place in the data.
 
@@ -55,16 +90,9 @@ def plan_prompt(settings: SoupSettings, facts: RunFacts, ordinal: int, typical_l
     """
     rng = np.random.default_rng([facts.seed, ordinal])
     step = ordinal // facts.prompts_per_step + 1
-    share = value_at(settings.schedules.mixed_share, settings.mixed_share, step, facts.last_step)
-    count = int(facts.samples * share / settings.samples_per_prefix + rng.random())
-    length = settings.prefix_length
-    assert length.min is not None
-    assert length.max is not None
-    high = value_at(settings.schedules.prefix_length, length.max, step, facts.last_step)
-    unit = typical_length if length.unit == "fraction" else 1.0
-    longest = facts.response_length - (length.distribution != "whole")
-    shortest, high = (min(max(round(bound * unit), 1), longest) for bound in (min(length.min, high), high))
-    lengths = draw_lengths(length, shortest, high, count, rng)
+    allowed = limits(settings, facts, step, typical_length)
+    count = int(allowed.prefixes + rng.random())
+    lengths = draw_lengths(settings.prefix_length, allowed.shortest, allowed.longest, count, rng)
     # From a stream of its own, since lengths may depend on more than the seed and the place.
     lag = lag_at(settings, step, facts.last_step, np.random.default_rng([facts.seed, ordinal, 4]))
     return PromptPlan(lengths, lag)

@@ -118,9 +118,15 @@ def from_arrays(arrays: Any, sizes: Iterable[tuple[int, int, bool]]) -> list[Pre
 
     Args:
         sizes: of each prefix the number of tokens and of spans, and whether it is complete.
+
+    Raises:
+        ValueError: the arrays are of other sizes.
     """
+    sizes = list(sizes)
     token_ids, log_probs = arrays["token_ids"], arrays["log_probs"]
     all_spans = [tuple(span) for span in arrays["runs"].tolist()]
+    if not sum(tokens for tokens, _, _ in sizes) == len(token_ids) == len(log_probs):
+        raise ValueError("its arrays have other sizes than its table says")
     prefixes, token, span = [], 0, 0
     for tokens, spans, complete in sizes:
         own = slice(token, token + tokens)

@@ -4,11 +4,12 @@ Nothing is sampled for them, so they cost nothing, but prompts must come again. 
 `prefix_length.distribution=whole` it is the trajectory-level mixing of RePO and ExGRPO, the paper's baseline.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from recipe.soup.prefixes.fit import by_epoch, fit, lengths_among
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprint
@@ -37,6 +38,10 @@ class ReplaySource(PrefixSource):
 
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
         return [self.bank.take(fingerprint(messages)) for messages in chunk.messages]
+
+    def adapt(self, step: int, changed: Collection[str]) -> Counter[str]:
+        judge = by_epoch(self.settings, self.facts, step + 1, self.typical_length, lengths_among(changed))
+        return fit(self.bank, judge)
 
     def keep(self, samples: Sequence[FinishedSample]) -> None:
         """Cut this step's responses, and keep them in place of what the prompt's earlier visit left unused."""

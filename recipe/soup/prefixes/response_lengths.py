@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from recipe.soup.prefixes.files import read_arrays, write_arrays
+
 TYPICAL_FILE = "soup_lengths.npz"
 MEMORY = 0.9
 """Weight that the run's mean keeps in each step; the rest goes to the step's own mean."""
@@ -42,11 +44,13 @@ class TypicalLengths:
     def save(self, folder: Path) -> None:
         """Write everything into a checkpoint's folder."""
         prompts = np.array(list(self._prompts), dtype=np.int64)
-        np.savez(folder / TYPICAL_FILE, run=self._run, prompts=prompts, lengths=np.array(list(self._prompts.values())))
+        write_arrays(
+            folder / TYPICAL_FILE, run=self._run, prompts=prompts, lengths=np.array(list(self._prompts.values()))
+        )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, if there is anything."""
         if (folder / TYPICAL_FILE).exists():
-            with np.load(folder / TYPICAL_FILE, allow_pickle=False) as arrays:
+            with read_arrays(folder / TYPICAL_FILE) as arrays:
                 self._run = float(arrays["run"])
                 self._prompts = dict(zip(arrays["prompts"].tolist(), arrays["lengths"].tolist(), strict=True))

@@ -4,7 +4,8 @@ This is the paper's way, and the only one for the base model, the best model so 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recipe.soup.bank_origin import BY_LAG
+from recipe.soup.prefixes.fit import POLICY, fit
 from recipe.soup.prefixes.plan import PromptPlan
 from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
 from recipe.soup.prefixes.queue import Chunk, target_version
@@ -94,7 +97,15 @@ class SnapshotSource(PrefixSource):
         rng = np.random.default_rng([self.facts.seed, step, 3])
         lag = lag_at(self.settings, step, self.facts.last_step, rng)
         version = target_version(step, lag, self.settings.warm_start)
-        return None if version is None else self.store.youngest(version) or self._base
+        if version is None:
+            return None
+        if (found := self.store.youngest(version)) is not None:
+            return found
+        if version < self.settings.snapshot.every:  # no snapshot can be that old yet
+            return self._base
+        # The run went on from a checkpoint without any, or of a shorter lag: the oldest one grows to the lag.
+        kept = self.store.versions if self.settings.warm_start != "pure" else []
+        return self.store[kept[0]] if kept else None
 
     def _pool(self, step: int) -> Snapshot | None:
         versions = [version for version in self.store.versions if version < step - 1] or [0]
@@ -197,6 +208,12 @@ class SnapshotSource(PrefixSource):
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        if self.mixes:
+        if (folder / SNAPSHOT_FOLDER).exists():  # the checkpoint of a run that mixed nothing has none
             self.store.load(folder / SNAPSHOT_FOLDER)
             self._cost = {name: int(self.store.notes.get(f"{COST}{name}", 0)) for name in self._cost}
+
+    def adapt(self, step: int, changed: Collection[str]) -> Counter[str]:
+        """Drop also what another policy sampled: the bank holds the next step's prefixes, so that is all or nothing."""
+        if any(name.removeprefix(f"{SoupSettings.path}.").startswith((*BY_LAG, "snapshot.policy")) for name in changed):
+            return fit(self.bank, lambda prompt, slot, prefix: POLICY)
+        return super().adapt(step, changed)

@@ -6,7 +6,8 @@ step's samples are there, `harvest` and `keep` with what they bring back, and `u
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.fit import by_plan, fit, lengths_among
 from recipe.soup.prefixes.plan import PromptPlan, RunFacts, plan_prompt
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk, PromptQueue
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, PromptWithTools, SampledPrefix
 from recipe.soup.prefixes.response_lengths import TypicalLengths
 from recipe.soup.settings import SoupSettings
+from verl_ext.health import end_run
 
 BANK_FILE = "soup_bank.npz"
 
@@ -61,12 +64,6 @@ def fingerprint(messages: Any) -> int:
         content = [*messages.messages, messages.tools]
     digest = hashlib.blake2b(repr(list(content)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def read_source(folder: Path) -> str:
-    """Return the name of the source whose prefixes a checkpoint holds."""
-    with np.load(folder / BANK_FILE, allow_pickle=False) as arrays:
-        return str(arrays["source"])
 
 
 class PrefixSource(ABC):
@@ -122,9 +119,10 @@ class PrefixSource(ABC):
         ordinals = range(self._next_ordinal, self._next_ordinal + len(messages))
         for ordinal, message in zip(ordinals, messages, strict=True):
             if self._expected.pop(ordinal, None) not in (None, fingerprint(message)):
-                raise RuntimeError(
+                end_run(
                     f"Prompt {ordinal} of the resumed run is not the one that the checkpoint holds prefixes for: keep "
-                    "data.train_files, data.seed and data.shuffle, or start anew with trainer.resume_mode=disable."
+                    "data.train_files, data.seed and data.shuffle, or begin without these prefixes by "
+                    "algorithm.soup.resume_bank=fresh."
                 )
         self._next_ordinal += len(messages)
         plans = [self.plan(ordinal, message) for ordinal, message in zip(ordinals, messages, strict=True)]
@@ -218,12 +216,37 @@ class PrefixSource(ABC):
         front = self.queue.front
         fingerprints = {chunk.first_ordinal + row: fingerprint(chunk.messages[row]) for chunk, row in self.queue}
         place = self._next_ordinal if front is None else front.first_ordinal
-        self.bank.save(folder / BANK_FILE, self.settings.source, place, fingerprints)
+        self.bank.save(folder / BANK_FILE, self.facts.origin, place, fingerprints)
         self.typical_length.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the same prompts must come when they are fetched again."""
-        bank, self._next_ordinal, fingerprints = PrefixBank.load(folder / BANK_FILE)
-        if self.mixes:
-            self.bank, self._expected = bank, fingerprints
-            self.typical_length.load(folder)
+        """Read what `save` wrote; the same prompts must come when they are fetched again.
+
+        Raises:
+            UnreadableError: what is there cannot be read.
+        """
+        self.bank, self._next_ordinal, self._expected = PrefixBank.load(folder / BANK_FILE)
+        self.typical_length.load(folder)
+
+    @property
+    def holds(self) -> tuple[int, str]:
+        """How many of what is kept for later steps."""
+        return len(self.bank), "prefixes"
+
+    def start_at(self, step: int) -> None:
+        """Begin after a step of a run whose prefixes are left out."""
+        self._next_ordinal = step * self.facts.prompts_per_step
+
+    def adapt(self, step: int, changed: Collection[str]) -> Counter[str]:
+        """Drop or shorten what was loaded and does not fit these settings.
+
+        Args:
+            step: the last one that was trained.
+            changed: keys whose values are not those that shaped the bank.
+
+        Returns:
+            How many prefixes, by what was wrong with them.
+        """
+        length = {ordinal: self.typical_length(prompt) for ordinal, prompt in self._expected.items()}
+        place = self._next_ordinal, step + 1
+        return fit(self.bank, by_plan(self.settings, self.facts, place, length, lengths_among(changed)))

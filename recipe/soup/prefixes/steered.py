@@ -5,17 +5,18 @@ samples are solved and its group teaches something. This is biased, and no ratio
 the outcome of its response, and cut at a share of that response's length.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from recipe.soup.prefixes.fit import LONG
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.source import Fetch, FinishedSample, PrefixSource, fingerprint
-from recipe.soup.prefixes.steering import Steering, Stored, withdrawn
+from recipe.soup.prefixes.steering import STEERING_FILE, Steering, Stored, withdrawn
 from recipe.soup.settings import SoupSettings
 
 
@@ -69,7 +70,16 @@ class SteeredSource(PrefixSource):
 
     def load(self, folder: Path) -> None:
         super().load(folder)
-        self.steering.load(folder)
+        if (folder / STEERING_FILE).exists():  # the checkpoint of a run that mixed nothing has none
+            self.steering.load(folder)
+
+    def adapt(self, step: int, changed: Collection[str]) -> Counter[str]:
+        return Counter({LONG: self.steering.adapt(self.facts.response_length)})
+
+    @property
+    def holds(self) -> tuple[int, str]:
+        # Prefixes are cut when their prompt comes.
+        return self.steering.responses, "stored responses"
 
 
 def least_certain(entropy: np.ndarray | None) -> int:

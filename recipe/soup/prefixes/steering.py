@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipe.soup.prefixes.files import read_arrays, write_arrays
 from recipe.soup.prefixes.prefix import Prefix, from_arrays, to_arrays
 from recipe.soup.settings.steering import SteeringSettings
 
@@ -104,6 +105,11 @@ class Steering:
         return stored.response.first(length)
 
     @property
+    def responses(self) -> int:
+        """How many responses are stored."""
+        return sum(len(responses) for state in self.prompts.values() for responses in state.stored.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the arrays of all stored responses."""
         return sum(
@@ -112,6 +118,17 @@ class Steering:
             for responses in state.stored.values()
             for stored in responses
         )
+
+    def adapt(self, response_length: int) -> int:
+        """Make what another run left fit this one's settings; returns how many responses are left out as too long."""
+        limit, too_long = self._settings.limit, 0
+        for state in self.prompts.values():
+            state.help = min(max(state.help, -limit), limit)
+            for responses in state.stored.values():
+                fits = [stored for stored in responses if len(stored.response) <= response_length]
+                too_long += len(responses) - len(fits)
+                responses[:] = fits[-self._settings.kept :]
+        return too_long
 
     def metrics(self) -> dict[str, float]:
         """Tell of all prompts that have been visited; zeros before the first visit."""
@@ -139,7 +156,7 @@ class Steering:
             (number, outcome, stored.visit, stored.cut, len(stored.response), len(stored.response.version_spans))
             for number, outcome, stored in rows
         ]
-        np.savez(
+        write_arrays(
             folder / STEERING_FILE,
             prompts=np.array([prompt for prompt, _ in states], dtype=np.int64),
             solved=np.array([state.solved for _, state in states]),
@@ -150,7 +167,7 @@ class Steering:
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        with np.load(folder / STEERING_FILE, allow_pickle=False) as arrays:
+        with read_arrays(folder / STEERING_FILE) as arrays:
             prompts, table = arrays["prompts"].tolist(), arrays["table"].tolist()
             responses = from_arrays(arrays, [(tokens, spans, True) for *_, tokens, spans in table])
             self.prompts.clear()

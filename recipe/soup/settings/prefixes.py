@@ -99,6 +99,14 @@ class PrefixSettings(Group):
         "between engine and trainer in the ratios, which is large with low precision or MoE; "
         "`soup/prefix/engine_mismatch` says how far the engine was off. Not with `snapshot`.",
     )
+    resume_bank: Literal["strict", "fresh"] = key(
+        "strict",
+        "What becomes of a checkpoint's prefixes: they are used as far as they fit, and what cannot be used at all is "
+        "refused (`strict`), or they are left out, with past weights and controllers, and the run goes on with nothing "
+        "but its weights and its place in the data (`fresh`).",
+        when="`fresh` to go on with another source or selection, or from a checkpoint whose prefixes are lost; it "
+        "holds whenever the run goes on again, so take it out then. What each change does: docs/run.md.",
+    )
     steering: SteeringSettings = Field(default_factory=SteeringSettings)
     snapshot: SnapshotSettings = Field(default_factory=SnapshotSettings)
 

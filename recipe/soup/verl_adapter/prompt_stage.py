@@ -14,8 +14,8 @@ from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
+from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
-from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
@@ -128,5 +128,4 @@ class PromptStage(Stage):
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         if self.config.trainer.resume_mode == "resume_path":
             folder = Path(self.config.trainer.resume_from_path)
-        if (folder / BANK_FILE).exists():  # without it `algorithm=soup` was refused at start
-            self.source.load(folder)
+        resume(self.source, folder, self.global_steps)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from recipe.soup.bank_origin import bank_origin
 from recipe.soup.prefixes.plan import RunFacts
 
 
@@ -23,4 +24,5 @@ def run_facts(config: Any, prompts_per_epoch: int, seed: int) -> RunFacts:
         prompts_per_step=prompts_per_step,
         last_step=steps if given is None else min(given, steps),
         prompts_per_epoch=prompts_per_epoch,
+        origin=bank_origin(config),
     )

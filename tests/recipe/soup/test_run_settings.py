@@ -59,3 +59,9 @@ def test_the_start_says_it_in_one_line(composed: Any, capsys: pytest.CaptureFixt
     )
     assert what_auto_means(composed(*GPU, "algorithm.soup.behavior_log_probs=trainer")) is None
     assert what_auto_means(composed(*GPU, "algorithm.soup.mixed_share=0")) is None
+
+
+def test_types_that_are_no_group_of_keys_are_refused(composed: Any) -> None:
+    config = composed(*GPU, f"+{ACTOR}.fsdp_config.mixed_precision=[1]")
+    with pytest.raises(SystemExit, match=r"fsdp_config\.mixed_precision=\[1\]: is a group of keys"):
+        run_settings(config)

@@ -16,11 +16,10 @@ from refusals import changing, sentence
 from safetensors.torch import save_file
 
 from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
-from recipe.soup.checks.config import BANK_FILE, check_config
+from recipe.soup.checks.config import check_config
 from recipe.soup.prefixes.bank import PrefixBank
-from recipe.soup.prefixes.steering import Steering
+from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.settings import parse_settings
-from recipe.soup.settings.steering import SteeringSettings
 
 Compose = Callable[..., DictConfig]
 BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
@@ -323,7 +322,7 @@ def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path
     folder = tmp_path / "global_step_4"
     folder.mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
-    PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
+    PrefixBank().save(folder / BANK_FILE, {}, 0, {})
     overrides += [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={folder}"]
     text = sentence(check_config, example(*overrides))
     assert text.startswith("trainer.v1.trainer_mode=soup_colocate_async: ")
@@ -372,37 +371,6 @@ def test_a_dataset_that_would_bypass_us_is_refused(composed: Compose, tmp_path: 
 
 def test_files_of_a_dataset_class_of_ones_own_are_its_own_affair(composed: Compose) -> None:
     check_config(composed(*BASE, "data.custom_cls.path=x.py", "data.train_files=some/hub_name"))
-
-
-@pytest.mark.parametrize("mode", ["auto", "resume_path"])
-def test_resuming_without_a_bank_is_refused_and_with_one_is_not(composed: Compose, tmp_path: Path, mode: str) -> None:
-    folder = tmp_path / "global_step_4"
-    folder.mkdir()
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
-    overrides = [f"trainer.resume_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
-    config = composed(*BASE, *overrides, f"trainer.resume_from_path={folder}")
-    assert BANK_FILE in sentence(check_config, config)
-    PrefixBank().save(folder / BANK_FILE, "replay", 0, {})
-    assert "source=replay" in sentence(check_config, config)  # another source's prefixes
-    PrefixBank().save(folder / BANK_FILE, "lookahead", 0, {})
-    check_config(config)
-    (folder / BANK_FILE).unlink()
-    config.algorithm.soup.mixed_share = 0.0  # nothing is lost
-    check_config(config)
-
-
-def test_controllers_are_not_lost_in_a_resume_and_not_made_up(composed: Compose, tmp_path: Path) -> None:
-    folder = tmp_path / "global_step_4"
-    folder.mkdir()
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
-    PrefixBank().save(folder / BANK_FILE, "replay", 0, {})
-    overrides = ["trainer.resume_mode=auto", f"trainer.default_local_dir={tmp_path}", "algorithm.soup.source=replay"]
-    plain, steered = (composed(*BASE, *overrides, f"algorithm.soup.selection={s}") for s in ("random", "steered"))
-    check_config(plain)
-    assert "written without selection=steered, and has no controllers" in sentence(check_config, steered)
-    Steering(SteeringSettings()).save(folder)
-    check_config(steered)
-    assert "written with selection=steered, and has no other prefixes" in sentence(check_config, plain)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,21 @@ REFUSED = [
         )
         for value in ("0", "-8", "many", "2.5")
     ),
+    *(
+        (f"{key}=null", f"{key}=None: must be a whole number of 1 or more.")
+        for key in (
+            f"{ROLLOUT}.n",
+            f"{ROLLOUT}.prompt_length",
+            f"{ROLLOUT}.pipeline_model_parallel_size",
+            f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
+        )
+    ),
+    ("data.gen_batch_size=many", "data.gen_batch_size=many: must be a whole number of 1 or more."),
+    ("trainer.total_epochs=null", "trainer.total_epochs=None: must be a whole number."),
+    ("trainer.total_training_steps=2.5", "trainer.total_training_steps=2.5: must be a whole number."),
+    (f"{ACTOR}.ppo_max_token_len_per_gpu=null", f"{ACTOR}.ppo_max_token_len_per_gpu=None: a sequence may have"),
+    ("trainer.default_local_dir=10", "trainer.default_local_dir=10: is no path; give a folder."),
+    ("trainer.rollout_data_dir=[1]", "trainer.rollout_data_dir=[1]: is no path; give a folder, or null."),
     (f"{ROLLOUT}.temperature=nan", f"{ROLLOUT}.temperature=nan: "),
     (f"{ROLLOUT}.temperature=inf", f"{ROLLOUT}.temperature=inf: "),
     (f"{ROLLOUT}.val_kwargs.n=0", f"{ROLLOUT}.val_kwargs.n=0: "),
@@ -206,6 +221,9 @@ REFUSED = [
 ACCEPTED = [
     "",
     "data.train_batch_size=8",
+    "trainer.total_training_steps=null",
+    "trainer.rollout_data_dir=null",
+    f"{ROLLOUT}.max_num_seqs=null",
     f"{ROLLOUT}.n=3",
     "data.max_prompt_length=4",  # verl cuts the beginnings of longer ones off, and says so in its log
     *(f"{COLUMN}{name}" for name in ("good.parquet", "good.jsonl", "good.json", "no_extra.parquet")),

@@ -142,7 +142,7 @@ class TestBank:
         for slot, length in enumerate(lengths):
             ids, log_probs, versions = np.arange(length), np.full(length, -0.25), np.arange(length) // 2 + slot
             bank.put(slot // 3, slot, Prefix.from_response(ids, log_probs, versions, length=4, on_eos="keep"))
-        bank.save(path, "replay", next_ordinal=7, fingerprints={7: 123, 8: 456})
+        bank.save(path, {}, next_ordinal=7, fingerprints={7: 123, 8: 456})
         loaded, next_ordinal, fingerprints = PrefixBank.load(path)
         assert next_ordinal == 7
         assert fingerprints == {7: 123, 8: 456}
@@ -162,7 +162,7 @@ class TestBank:
     def test_file_holds_no_pickles(self, tmp_path: Path) -> None:
         bank = PrefixBank()
         bank.put(0, 0, make_prefix(3))
-        bank.save(tmp_path / "bank.npz", "lookahead", next_ordinal=0, fingerprints={})
+        bank.save(tmp_path / "bank.npz", {}, next_ordinal=0, fingerprints={})
         with np.load(tmp_path / "bank.npz", allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays)
 

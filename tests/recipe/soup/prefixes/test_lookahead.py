@@ -14,6 +14,7 @@ from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import target_version
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
+from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.source import FinishedSample, RunFacts
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
 
@@ -358,7 +359,7 @@ class TestCheckpoint:
         run.source.save(tmp_path)
         settings = SoupSettings(lag=2, mixed_share=0.0, prefix_length=LENGTH)
         unmixed = LookaheadSource(settings, RunFacts(1, 24, 0, 4, 10), run.fetch)
-        unmixed.load(tmp_path)
+        resume(unmixed, tmp_path, 1)
         run.fetched = 4
         chunk, prefixes = unmixed.take(2)
         assert chunk.first_ordinal == 4

@@ -316,6 +316,7 @@ def test_a_failing_engine_ends_the_run(base: str) -> None:
 def test_with_refills_as_many_samples_are_mixed_as_without(base: str, placement: str) -> None:
     """Two prompts a step and two of a refill; four prefixes were sampled for each step."""
     source = make(base, Engine(), lag=2, placement=placement)
+    source.updated(1)
     for number in range(2, 7):
         own = source.take(number)[1]
         source.order(number, [PromptRequests() for _ in own])

@@ -4,6 +4,7 @@ The batch was recorded on the real path (step 5 of a countdown run, lag 2): 64 s
 """
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -330,6 +331,36 @@ class TestPrompts:
         resumed.train_dataloader.load_state_dict(state)
         resumed.source.load(tmp_path)
         assert [self.step(resumed, step)[0] for step in range(stop + 1, 15)] == expected[stop:]
+
+    @pytest.mark.parametrize("mode", ["auto", "resume_path"])
+    def test_a_checkpoint_of_another_lag_is_adapted_and_told(
+        self,
+        trainer: Any,
+        tmp_path: Path,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        folder = tmp_path / "global_step_4"
+        folder.mkdir()
+        prefix = Prefix(np.arange(3, dtype=np.int32), np.zeros(3, np.float32), ((1, 3),))
+        trainer.source.facts = replace(trainer.source.facts, origin={"algorithm.soup.lag": 9})
+        for step in range(1, 5):
+            self.step(trainer, step)
+        trainer.source.bank.put(16, 0, prefix)  # of step 5, whose lag is 2
+        trainer.source.bank.put(16, 1, replace(prefix, version_spans=((2, 3),)))
+        trainer.source.save(folder)
+
+        def load(self: Any) -> None:
+            self.global_steps = 4
+
+        monkeypatch.setattr(PPOTrainerSync, "_load_checkpoint", load)
+        trainer.config.trainer.update(resume_mode=mode, resume_from_path=str(folder), default_local_dir=str(tmp_path))
+        trainer.source.facts = replace(trainer.source.facts, origin={"algorithm.soup.lag": 2})
+        trainer._load_checkpoint()
+        assert trainer.source.bank.slots(16) == {1}
+        said = "algorithm.soup.lag=2 (was 9); of its 2 prefixes 1 are used, and dropped are 1 older than the lag."
+        assert said in capsys.readouterr().out
 
     def test_a_refill_takes_the_next_prompts_and_orders_nothing(self, trainer: Any) -> None:
         self.step(trainer, 1)

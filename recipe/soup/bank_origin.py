@@ -1,0 +1,94 @@
+"""What shaped the prefixes that a run keeps: stored with them, and compared when a run goes on with them."""
+
+import hashlib
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.soup.run_settings import run_settings
+from recipe.soup.settings import SoupSettings
+from recipe.soup.settings.prefixes import PrefixSettings
+
+SOURCE = f"{SoupSettings.path}.source"
+NOTHING = "none"
+"""The source of a run that mixes nothing."""
+TRAIN_FILES = "data.train_files"
+TOKENIZER = "actor_rollout_ref.model.tokenizer_path"
+NOT_ALWAYS_KNOWN = (TRAIN_FILES, TOKENIZER)
+"""Their values are read off files, which the machine of the trainer or that of the checks may not have."""
+OF_CONFIG = (
+    "actor_rollout_ref.rollout.n",
+    "actor_rollout_ref.rollout.temperature",
+    "actor_rollout_ref.rollout.seed",
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.custom_chat_template",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "data.seed",
+    "data.shuffle",
+    "data.train_max_samples",
+    "data.apply_chat_template_kwargs",
+    "trainer.total_training_steps",
+    "trainer.total_epochs",
+)
+ENGINE = (
+    "snapshot.storage",
+    "snapshot.placement",
+    "snapshot.n_gpus",
+    "snapshot.gpu_memory_utilization",
+    "snapshot.max_num_seqs",
+)
+"""Where past weights lie and run; the same prefixes come of it."""
+BY_LAG = ("lag", "lag_distribution", "warm_start", "schedules.lag")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
+
+
+def bank_origin(config: DictConfig) -> dict[str, Any]:
+    """Read all that shapes prefixes off a run's composed config: plain values by the names of their keys.
+
+    Raises:
+        SystemExit: see `run_settings`.
+    """
+    settings = run_settings(config)
+    if not settings.mixes:
+        return {SOURCE: NOTHING}
+    origin = {f"{SoupSettings.path}.{name}": attrgetter(name)(settings) for name in _names(settings)}
+    for key in OF_CONFIG:
+        value = OmegaConf.select(config, key, default=None)
+        origin[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    origin |= {TRAIN_FILES: _sizes(config.data.train_files), TOKENIZER: _tokenizer(config)}
+    return origin
+
+
+def _names(settings: SoupSettings) -> Iterator[str]:
+    """The keys that say where prefixes come from, as far as these settings heed them."""
+    without = ["resume_bank", *ENGINE]
+    without += [] if settings.source == "snapshot" else ["snapshot"]
+    without += [] if settings.selection == "steered" else ["steering"]
+    without += BY_LAG if settings.source == "replay" else []
+    for name, _ in PrefixSettings.every_key():
+        if not any(f"{name}.".startswith(f"{left_out}.") for left_out in without):
+            yield name
+
+
+def _sizes(named: Any) -> list[str] | None:
+    """Sizes of files, which may move between two runs; None if one of them is not on this machine."""
+    paths = [Path(str(name)).expanduser() for name in (named if OmegaConf.is_list(named) else [named])]
+    return [f"{path.stat().st_size} bytes" for path in paths] if all(path.is_file() for path in paths) else None
+
+
+def _tokenizer(config: DictConfig) -> str | None:
+    """A digest of the tokenizer and its chat template; None if they are not in a folder on this machine."""
+    model = config.actor_rollout_ref.model
+    folder = Path(str(model.get("tokenizer_path") or model.path)).expanduser()
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=6)
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"digest {digest.hexdigest()}"

@@ -1,0 +1,191 @@
+"""Before anything starts: a checkpoint whose prefixes this run can use, can use in part, or cannot use."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from refusals import changing, sentence
+
+from recipe.soup.bank_origin import NOTHING, SOURCE, TOKENIZER, bank_origin
+from recipe.soup.checks.config import check_config
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.resume import IN_ORDER, REFUSED, changes
+from recipe.soup.prefixes.source import BANK_FILE
+from recipe.soup.prefixes.steering import Steering
+from recipe.soup.settings.prefixes import PrefixSettings
+from recipe.soup.settings.steering import SteeringSettings
+
+Compose = Callable[..., DictConfig]
+ROLLOUT = "actor_rollout_ref.rollout"
+SOUP = "algorithm.soup"
+REPLAY = f"{SOUP}.source=replay"
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="module")
+def example(composed: Compose) -> Compose:
+    return changing(composed("algorithm=soup", "hardware=cpu", "example=countdown"))
+
+
+@pytest.fixture(params=["auto", "resume_path"])
+def resuming(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+    """Overrides of a run that goes on from `tmp_path`."""
+    (tmp_path / "global_step_4").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    where = [f"trainer.default_local_dir={tmp_path}", f"trainer.resume_from_path={tmp_path}/global_step_4"]
+    return [f"trainer.resume_mode={request.param}", *where]
+
+
+def leave(tmp_path: Path, config: DictConfig) -> None:
+    PrefixBank().save(tmp_path / "global_step_4" / BANK_FILE, bank_origin(config), 64, {})
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "key"),
+    [
+        ("", f"{SOUP}.source=replay", f"{SOUP}.source=replay"),
+        (REPLAY, f"{REPLAY} {SOUP}.selection=failed", f"{SOUP}.selection=failed"),
+        (REPLAY, f"{REPLAY} {SOUP}.selection=steered", f"{SOUP}.selection=steered"),
+        ("", f"{SOUP}.on_eos=cut", f"{SOUP}.on_eos=cut"),
+        ("", f"{ROLLOUT}.temperature=0.7", f"{ROLLOUT}.temperature=0.7"),
+        ("", "data.train_batch_size=32", "data.train_batch_size=32"),
+        ("", "data.seed=7", "data.seed=7"),
+        ("", "data.shuffle=false", "data.shuffle=False"),
+        (REPLAY, f"{REPLAY} {SOUP}.prefix_length.distribution=whole", f"{SOUP}.prefix_length.distribution=whole"),
+    ],
+)
+def test_refused(example: Compose, resuming: list[str], tmp_path: Path, then: str, now: str, key: str) -> None:
+    leave(tmp_path, example(*then.split()))
+    config = example(*resuming, *now.split())
+    said = sentence(check_config, config)
+    assert said.startswith(f"{key}: the prefixes in {tmp_path / 'global_step_4'} were made with ")
+    assert said.endswith("; go on with " + said.rsplit("; go on with ")[1])
+    check_config(example(*resuming, *then.split()))
+    check_config(example(*resuming, *now.split(), f"{SOUP}.resume_bank=fresh"))
+    check_config(example(*resuming[1:], *now.split(), "trainer.resume_mode=disable"))
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        "",
+        f"{SOUP}.lag=2",
+        f"{SOUP}.lag=200 {SOUP}.lag_distribution=uniform",
+        f"{SOUP}.mixed_share=0.25",
+        f"{SOUP}.samples_per_prefix=2",
+        f"{SOUP}.prefix_length.max=3",
+        f"{SOUP}.prefix_length.unit=fraction {SOUP}.prefix_length.min=0.1 {SOUP}.prefix_length.max=0.5",
+        f"{SOUP}.schedules.lag.shape=linear {SOUP}.schedules.lag.end=3",
+        f"{SOUP}.warm_start=pure",
+        f"{SOUP}.behavior_log_probs=trainer",
+        f"{SOUP}.ratio=decoupled",
+        f"{ROLLOUT}.n=4",
+        "data.max_response_length=20",
+        "trainer.total_training_steps=200",
+    ],
+)
+def test_accepted(example: Compose, resuming: list[str], tmp_path: Path, now: str) -> None:
+    leave(tmp_path, example())
+    check_config(example(*resuming, *now.split()))
+
+
+def test_without_a_bank(example: Compose, resuming: list[str]) -> None:
+    said = sentence(check_config, example(*resuming))
+    assert BANK_FILE in said
+    assert f"{SOUP}.resume_bank=fresh" in said
+    check_config(example(*resuming, f"{SOUP}.resume_bank=fresh"))
+    check_config(example(*resuming, f"{SOUP}.mixed_share=0"))  # nothing is lost
+
+
+def test_a_torn_one(example: Compose, resuming: list[str], tmp_path: Path) -> None:
+    (tmp_path / "global_step_4" / BANK_FILE).write_bytes(b"PK\x03\x04")
+    assert f"{BANK_FILE} is torn" in sentence(check_config, example(*resuming))
+
+
+def test_controllers_are_not_lost_in_a_resume(example: Compose, resuming: list[str], tmp_path: Path) -> None:
+    config = example(*resuming, REPLAY, f"{SOUP}.selection=steered")
+    leave(tmp_path, config)
+    assert "the controllers of selection=steered are lost" in sentence(check_config, config)
+    Steering(SteeringSettings()).save(tmp_path / "global_step_4")
+    check_config(config)
+
+
+def test_the_twin_may_become_anything(composed: Compose, example: Compose, resuming: list[str], tmp_path: Path) -> None:
+    twin = composed("algorithm=grpo", "hardware=cpu", "example=countdown")
+    assert bank_origin(twin) == {SOURCE: NOTHING}
+    leave(tmp_path, twin)
+    for now in ([], [REPLAY], [REPLAY, f"{SOUP}.selection=steered"], [f"{SOUP}.source=snapshot"], [f"{ROLLOUT}.n=4"]):
+        check_config(example(*resuming, *now))
+
+
+# ---------------------------------------------------------------- what is recorded
+
+
+def of(config: DictConfig) -> dict[str, Any]:
+    return {key.removeprefix(f"{SOUP}."): value for key, value in bank_origin(config).items()}
+
+
+def test_every_key_of_prefixes_is_recorded_where_it_has_an_effect(example: Compose) -> None:
+    sources = [example(), example(REPLAY, f"{SOUP}.selection=steered"), example(f"{SOUP}.source=snapshot")]
+    recorded = {key for config in sources for key in of(config)}
+    without = {name for name, _ in PrefixSettings.every_key() if name not in recorded}
+    engine = {"storage", "placement", "n_gpus", "gpu_memory_utilization", "max_num_seqs"}
+    assert without == {"resume_bank", *(f"snapshot.{key}" for key in engine)}
+    assert "lag" in of(sources[0])
+    assert "lag" not in of(sources[1])
+    assert "snapshot.every" not in of(sources[0])
+
+
+def test_what_auto_means_is_recorded(example: Compose) -> None:
+    assert of(example())["behavior_log_probs"] == "rollout"  # float32 in both
+    assert of(example(f"{ROLLOUT}.dtype=bfloat16"))["behavior_log_probs"] == "trainer"
+
+
+def test_a_null_is_what_it_means(example: Compose) -> None:
+    free = example(f"{SOUP}.prefix_length.max=null")
+    halved = example(f"{SOUP}.prefix_length.max=null", "data.max_response_length=12")
+    changed = changes(bank_origin(free), bank_origin(halved))
+    assert changed[f"{SOUP}.prefix_length.max"] == (12, 6)
+    assert changed["data.max_response_length"] == (24, 12)
+
+
+def test_files_that_have_moved_are_the_same_and_others_are_not(
+    example: Compose, tmp_path: Path, countdown_dir: Path
+) -> None:
+    model, rows = tmp_path / "model", tmp_path / "train.parquet"
+    rows.write_bytes((countdown_dir / "data/train.parquet").read_bytes())
+    model.mkdir()
+    for file in (countdown_dir / "base_model").iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    before = bank_origin(example())
+    moved = example(f"data.train_files={rows}", f"actor_rollout_ref.model.path={model}")
+    assert set(changes(before, bank_origin(moved))) == {"actor_rollout_ref.model.path"}
+    rows.write_bytes(b"other")
+    (model / "tokenizer.json").write_bytes(b"{}")
+    assert set(changes(before, bank_origin(moved))) == {
+        "actor_rollout_ref.model.path", "data.train_files", TOKENIZER,
+    }  # fmt: skip
+    moved.actor_rollout_ref.model.path = "somebody/on-the-hub"
+    moved.data.train_files = "hdfs://elsewhere/train.parquet"
+    assert set(changes(before, bank_origin(moved))) == {"actor_rollout_ref.model.path"}
+
+
+def test_the_documents_say_what_each_key_does_in_a_resume(example: Compose) -> None:
+    page = (ROOT / "docs" / "run.md").read_text()
+    table = page[page.index("## Going on with other settings") :]
+    refused, adapted = (
+        set(row.split("|")[2].replace("`", "").replace(",", " ").split())
+        for row in table.splitlines()
+        if row.startswith(("| refused", "| fits"))
+    )
+    recorded = {
+        key
+        for config in (example(), example(REPLAY, f"{SOUP}.selection=steered"), example(f"{SOUP}.source=snapshot"))
+        for key in of(config)
+    }
+    names = {name.removeprefix(f"{SOUP}.") for name in (*REFUSED, *IN_ORDER)}
+    assert names <= refused
+    for key in recorded - names:
+        assert any(f"{key}.".startswith(f"{named}.") for named in adapted), key
