@@ -1,7 +1,9 @@
 """What shaped the prefixes that a run keeps: stored with them, and compared when a run goes on with them."""
 
 import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,11 @@ NOTHING = "none"
 """The source of a run that mixes nothing."""
 TRAIN_FILES = "data.train_files"
 TOKENIZER = "actor_rollout_ref.model.tokenizer_path"
-NOT_ALWAYS_KNOWN = (TRAIN_FILES, TOKENIZER)
+LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
+CALLS = "actor_rollout_ref.rollout.multi_turn.format"
+TOOLS = "actor_rollout_ref.rollout.multi_turn.function_tool_path"
+TOOL_FILES = (TOOLS, "actor_rollout_ref.rollout.multi_turn.tool_config_path")
+NOT_ALWAYS_KNOWN = (TRAIN_FILES, TOKENIZER, TOOLS)
 """Their values are read off files, which the machine of the trainer or that of the checks may not have."""
 OF_CONFIG = (
     "actor_rollout_ref.rollout.n",
@@ -34,6 +40,8 @@ OF_CONFIG = (
     "data.apply_chat_template_kwargs",
     "trainer.total_training_steps",
     "trainer.total_epochs",
+    LOOP,
+    CALLS,
 )
 ENGINE = (
     "snapshot.storage",
@@ -60,7 +68,7 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
     for key in OF_CONFIG:
         value = OmegaConf.select(config, key, default=None)
         origin[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    origin |= {TRAIN_FILES: _sizes(config.data.train_files), TOKENIZER: _tokenizer(config)}
+    origin |= {TRAIN_FILES: _sizes(config.data.train_files), TOKENIZER: _tokenizer(config), TOOLS: _tools(config)}
     return origin
 
 
@@ -85,10 +93,20 @@ def _tokenizer(config: DictConfig) -> str | None:
     """A digest of the tokenizer and its chat template; None if they are not in a folder on this machine."""
     model = config.actor_rollout_ref.model
     folder = Path(str(model.get("tokenizer_path") or model.path)).expanduser()
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not files:
-        return None
-    digest = hashlib.blake2b(digest_size=6)
-    for file in files:
-        digest.update(file.read_bytes())
-    return f"digest {digest.hexdigest()}"
+    parts = [(folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()]
+    settings = folder / "tokenizer_config.json"  # which may hold the template, beside names of versions
+    with suppress(OSError, ValueError, AttributeError):
+        parts.append(json.dumps(json.loads(settings.read_text()).get("chat_template")).encode())
+    return _digest(parts)
+
+
+def _tools(config: DictConfig) -> str | None:
+    """A digest of the files with tools; None if there are none on this machine."""
+    named = [OmegaConf.select(config, key, default=None) for key in TOOL_FILES]
+    paths = [Path(str(name)).expanduser() for name in named if name is not None]
+    return _digest([path.read_bytes() for path in paths if path.is_file()])
+
+
+def _digest(parts: list[bytes]) -> str | None:
+    digest = hashlib.blake2b(b"".join(parts), digest_size=6)
+    return f"digest {digest.hexdigest()}" if parts else None

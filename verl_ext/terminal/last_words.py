@@ -46,7 +46,7 @@ class LastWords(Callback):
 
     def _say(self, error: BaseException) -> None:
         lost = None
-        with suppress(RayError):
+        with suppress(Exception):  # of a Ray that may be gone; the line below must come in any case
             lost = lost_node(cause_of(error, self._logged), self._nodes)
         ray.shutdown()  # which prints what it still has
         cause = cause_of(error, self._logged)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from verl_ext.plugin.callbacks import require_supported_verl
 
 
-def _check(check: Callable[[DictConfig], None], config: DictConfig) -> None:
+def _check(check: Callable[[DictConfig], object], config: DictConfig) -> None:
     try:
         check(config)
     except Exception as error:  # Hydra would only warn, and the run would start unchecked
@@ -44,7 +44,7 @@ class RefuseWrongSettings(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from recipe.soup.checks.loops import check_loops
-        from recipe.soup.settings import parse_settings
+        from recipe.soup.run_settings import run_settings
 
-        parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+        _check(run_settings, config)
         _check(check_loops, config)

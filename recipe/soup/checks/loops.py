@@ -49,7 +49,7 @@ def _check_tool_file(key: str, path: str | None, loop: str) -> None:
     if loop == AGENT_NAME:
         raise refuse(key, path, f"{AGENT_NAME} has one turn and calls no tools; set {ENABLE} to True, or drop it.")
     # verl looks for a relative one in its own folder as well.
-    if Path(path).is_absolute() and not Path(path).is_file():
+    if not isinstance(path, str) or (Path(path).is_absolute() and not Path(path).is_file()):
         raise refuse(key, path, "no such file; give one with tools.")
 
 

@@ -32,7 +32,7 @@ def check_prefixes(config: DictConfig, settings: SoupSettings) -> None:
         return
     if trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
         lost = f"{folder} has a checkpoint, but with this trainer the prefixes of samples in flight are not in it"
-        advice = "start anew with trainer.resume_mode=disable in a folder of its own."
+        advice = "start anew with trainer.resume_mode=disable in a folder of its own; resume_bank=fresh does not help."
         raise refuse("trainer.v1.trainer_mode", ASYNC_TRAINER_MODE, f"{lost}; {advice}")
     if settings.resume_bank == "strict":
         check_bank(key, folder, bank_origin(config))

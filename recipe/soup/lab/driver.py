@@ -42,6 +42,7 @@ from recipe.soup.verl_adapter.grader import Grader
 from recipe.soup.verl_adapter.missing_samples import MissingSamples
 from recipe.soup.verl_adapter.problems import Prompts, read_problems
 from recipe.soup.verl_adapter.run_facts import run_facts
+from verl_ext.health import NOTICE
 
 
 def _endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
@@ -213,8 +214,8 @@ class Lab:
         """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""
         trainer = self.config.trainer
         named = trackers(self.config)
-        if "file" in named:
-            keep_earlier_metrics(metrics_file(self.config), resumed_at=self.first_step - 1)
+        if "file" in named and (said := keep_earlier_metrics(metrics_file(self.config), self.first_step - 1)):
+            print(f"{NOTICE}{said}", flush=True)
         # Not on the console, where the progress bar is.
         shown = [name for name in named if name != "console"]
         tracking = Tracking(trainer.project_name, trainer.experiment_name, shown, config={})

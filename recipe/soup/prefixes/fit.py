@@ -17,6 +17,7 @@ SLOTS = "of slots that there are no more"
 OLD = "older than the lag"
 LONG = "longer than a response"
 POLICY = "of another policy"
+LATE = "for steps that the run has not"
 CUT = "cut"
 """Counted under this: a prefix that is used and was shortened."""
 
@@ -54,11 +55,13 @@ def by_plan(
     whole = settings.prefix_length.distribution == "whole"
 
     def judge(ordinal: int, slot: int, prefix: Prefix) -> Prefix | str:
+        trained_in = step + (ordinal - first) // facts.prompts_per_step
+        if trained_in > facts.last_step or ordinal not in typical:
+            return LATE
         plan = plan_prompt(settings, facts, ordinal, typical[ordinal])
         if slot >= len(plan.lengths):
             return SLOTS
         if settings.source == "lookahead":  # `snapshot` chooses a version when it samples, not by the prompt
-            trained_in = step + (ordinal - first) // facts.prompts_per_step
             version = target_version(trained_in, plan.steps_ahead, settings.warm_start)
             if version is None or prefix.oldest < version:
                 return OLD

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipe.soup.bank_origin import NOT_ALWAYS_KNOWN, NOTHING, SOURCE, TOKENIZER, TRAIN_FILES
+from recipe.soup.bank_origin import CALLS, LOOP, NOT_ALWAYS_KNOWN, NOTHING, SOURCE, TOKENIZER, TOOLS, TRAIN_FILES
 from recipe.soup.errors import refuse
 from recipe.soup.prefixes.bank import read_origin
 from recipe.soup.prefixes.files import UnreadableError, read_arrays
@@ -30,6 +30,9 @@ REFUSED = {
     "actor_rollout_ref.model.custom_chat_template": "their prompts were written otherwise",
     "data.apply_chat_template_kwargs": "their prompts were written otherwise",
     TOKENIZER: "their tokens mean something else to another tokenizer or chat template",
+    LOOP: "the prompts of one had tools and those of the other had none",
+    CALLS: "their first turns end where that parser sees the call of a tool",
+    TOOLS: "their prompts told of other tools",
     "data.train_batch_size": "their steps are counted in such batches",
 }
 """Why prefixes cannot be used any more where the value of this key has changed."""
@@ -71,7 +74,8 @@ def check_bank(key: str, folder: Path, now: Mapping[str, Any]) -> None:
         if name in changed and (name != WHOLE or "whole" in changed[name]):
             before, value = changed[name]
             said = f"the prefixes in {folder} were made with {before}, and {why}"
-            raise refuse(name, value, f"{said}; go on with {before}, or set {FRESH}.")
+            back = "put back what it was" if name in NOT_ALWAYS_KNOWN else f"go on with {before}"
+            raise refuse(name, value, f"{said}; {back}, or set {FRESH}.")
 
 
 def _check_past(folder: Path, then: Mapping[str, Any]) -> None:

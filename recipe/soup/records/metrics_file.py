@@ -47,20 +47,33 @@ def earlier_metrics(path: Path) -> Path:
     return path.with_name(f"{path.name}.earlier")
 
 
-def keep_earlier_metrics(path: Path, resumed_at: int) -> None:
+def keep_earlier_metrics(path: Path, resumed_at: int) -> str | None:
     """Put aside the metrics up to the step that a run goes on from, before the file logger begins its file anew.
+
+    A file that cannot be read is put aside whole, since a run must not end for it.
 
     Args:
         path: the file that the file logger will write.
         resumed_at: step of the checkpoint; 0 if there is none, so that a file at `path` is another run's.
+
+    Returns:
+        a sentence for the user, if there is something to say.
     """
     earlier = earlier_metrics(path)
     if resumed_at == 0:
         earlier.unlink(missing_ok=True)
     elif path.exists():
-        metrics = {step: values for step, values in read_metrics(path).items() if step <= resumed_at}
+        try:
+            found = read_metrics(path)
+        except SystemExit as refusal:
+            for file in (earlier, path):
+                if file.exists():
+                    file.replace(file.with_name(f"{file.name}.broken"))
+            return f"{refusal} The run goes on, and its earlier metrics are put aside in {path}.broken."
+        metrics = {step: values for step, values in found.items() if step <= resumed_at}
         lines = [json.dumps({"step": s, "data": data}) + "\n" for s, data in metrics.items()]
         earlier.write_text("".join(lines), encoding="utf-8")
+    return None
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:

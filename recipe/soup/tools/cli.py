@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from io import TextIOWrapper
 from pkgutil import resolve_name
 
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # a disk that is full, a folder that is somebody else's
-        if not error.filename:
+    except OSError as error:  # a folder that is somebody else's, a disk that is full, which names no file
+        if error.filename is None and error.errno not in (ENOSPC, EDQUOT):
             raise
-        raise refuse("file", error.filename, f"{error.strerror}.") from error
+        raise refuse("file", error.filename or "?", f"{error.strerror}.") from error
 
 
 if __name__ == "__main__":

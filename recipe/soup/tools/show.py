@@ -117,6 +117,9 @@ def show(args: argparse.Namespace) -> None:
     newest_first = sorted(found, key=lambda step: (found[step].stat().st_mtime, step), reverse=True)
     for step in newest_first:
         for sample in read_json_lines(found[step], FORM, KIND):
+            mask = sample.get("response_mask")
+            if mask is not None and not (isinstance(mask, list) and len(mask) == len(sample["policy_versions"])):
+                raise refuse("file", found[step], "a sample's `response_mask` has not one value for each token.")
             if left and (args.all or sample["prefix_length"]) and matches(sample["marked"]):
                 console.print(coloured(sample, brackets, args.brief))
                 left -= 1

@@ -27,6 +27,7 @@ example:
 """
 PER_TOKEN = ("response_ids", "policy_versions", "old_log_probs")
 FORM: dict[str, Any] = dict.fromkeys(("prompt_ids", *PER_TOKEN), list)
+WHOLE = ("prompt_ids", "response_ids", "policy_versions")
 KIND = "a dump of our trainer's training samples (trainer.rollout_data_dir)"
 LOGITS_AT_ONCE = 2**28
 """Values that are computed at a time; in float32, with their log-probs, about 2 GiB."""
@@ -41,7 +42,8 @@ def read_samples(folder: Path) -> dict[int, list[dict]]:
     steps = {step: read_json_lines(path, FORM, KIND) for step, path in dumps(folder).items()}
     for step, rows in steps.items():
         for number, row in enumerate(rows, start=1):
-            numbers = all(isinstance(value, NUMBER | None) for key in FORM for value in row[key])
+            whole = all(isinstance(value, int) for key in WHOLE for value in row[key])
+            numbers = whole and all(isinstance(value, NUMBER | None) for value in row["old_log_probs"])
             if not numbers or len({len(row[key]) for key in PER_TOKEN}) > 1:
                 why = f"sample {number} has not one number for each token in each of {', '.join(PER_TOKEN)}"
                 raise refuse("file", folder / f"{step}.jsonl", f"{why}; take it out, or give another run.")

@@ -28,7 +28,7 @@ from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.sync_stage import SyncStage
 from recipe.soup.verl_adapter.update_stage import UpdateStage
 from recipe.soup.verl_adapter.validation import ValidationStage
-from verl_ext.health import RolloutWatchdog, handshake, transfer_queue_actors
+from verl_ext.health import NOTICE, RolloutWatchdog, handshake, transfer_queue_actors
 from verl_ext.versioned_client import VersionedLLMServerClient
 from verl_ext.weight_arrivals import stale_weights
 
@@ -91,8 +91,9 @@ class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage
             f"reward worker {i}": worker for i, worker in enumerate(self.reward_loop_manager.reward_loop_workers)
         }
         others = graders | transfer_queue_actors(self.config.transfer_queue)
-        if "file" in trackers(self.config):
-            keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)
+        writes = "file" in trackers(self.config)
+        if writes and (said := keep_earlier_metrics(metrics_file(self.config), resumed_at=self.global_steps)):
+            print(f"{NOTICE}{said}", flush=True)
         try:
             with RolloutWatchdog(self.actor_rollout_wg.workers, replicas, agents, others):
                 super().fit(agent_loop_manager)

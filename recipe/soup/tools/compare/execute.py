@@ -21,6 +21,7 @@ from recipe.soup.tools.compare.study import DRIVERS, Study
 from recipe.soup.tools.outputs import make_folder
 
 POLL_SECONDS = 0.5
+COMMAND_FILE = "command.txt"
 HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
 """What the last line that Hydra writes after an exception contains; that line says nothing about the exception."""
 SHOWN = 4
@@ -29,21 +30,30 @@ SHOWN = 4
 
 def command(run: Run, driver: str) -> list[str]:
     """Return the command that a user would type for this run."""
-    return [sys.executable, "-m", *DRIVERS[driver], *run.overrides]
+    line = [sys.executable, "-m", *DRIVERS[driver], *run.overrides]
+    if driver == "main_ppo":
+        line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={quoted(run.metrics)}")
+        line.append(f"hydra.run.dir={quoted(run.folder / 'hydra')}")
+    return line
+
+
+def goes_on(run: Run, line: list[str]) -> bool:
+    """Whether a run that is started by this command goes on at its last checkpoint; else it starts anew."""
+    try:
+        told = shlex.split((run.folder / COMMAND_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it was killed while it was being written
+        return False
+    # One interpreter has several names, and the one that this call was started with changes no run.
+    return run.has_checkpoint and told[1:] == line[1:]
 
 
 def start(run: Run, driver: str) -> subprocess.Popen:
     """Start a run in its folder: at its last checkpoint if it was killed, else anew. It prints to `log.txt`."""
     line = command(run, driver)
-    if driver == "main_ppo":
-        line.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={quoted(run.metrics)}")
-        line.append(f"hydra.run.dir={quoted(run.folder / 'hydra')}")
-    told = run.folder / "command.txt"
-    # One interpreter has several names, and the one that this call was started with changes no run.
-    if not (run.has_checkpoint and told.exists() and shlex.split(told.read_text(encoding="utf-8"))[1:] == line[1:]):
+    if not goes_on(run, line):
         shutil.rmtree(run.folder, ignore_errors=True)
         run.folder.mkdir(parents=True)
-    told.write_text(shlex.join(line) + "\n", encoding="utf-8")
+    (run.folder / COMMAND_FILE).write_text(shlex.join(line) + "\n", encoding="utf-8")
     environ = {**os.environ, "VERL_FILE_LOGGER_PATH": str(run.metrics)}
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         return subprocess.Popen(line, env=environ, stdout=log, stderr=subprocess.STDOUT)

@@ -13,11 +13,11 @@ from omegaconf import DictConfig
 
 from recipe.soup.bank_origin import bank_origin
 from recipe.soup.checks.config import check_config
+from recipe.soup.checks.loops import check_loops
 from recipe.soup.checks.start import IN_ANY_DRIVER, check_start
 from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.prefixes.plan import plan_prompt
 from recipe.soup.run_settings import run_settings, what_auto_means
-from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.run_facts import run_facts
 
 FEW = 200
@@ -30,14 +30,14 @@ ROWS = 4096
 def of_soup(config: DictConfig) -> None:
     """What runs before main_ppo, in the order of the callbacks."""
     check_start(config)
-    parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
     check_config(config)
     what_auto_means(config)
 
 
 def of_twin(config: DictConfig) -> None:
     check_start(config)
-    parse_settings(config.algorithm.get("soup"), config.actor_rollout_ref.rollout.response_length)
+    run_settings(config)
+    check_loops(config)
 
 
 def of_lab(config: DictConfig) -> None:

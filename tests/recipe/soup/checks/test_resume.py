@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig
 from refusals import changing, sentence
 
-from recipe.soup.bank_origin import NOTHING, SOURCE, TOKENIZER, bank_origin
+from recipe.soup.bank_origin import NOTHING, SOURCE, TOKENIZER, TOOLS, bank_origin
 from recipe.soup.checks.config import check_config
 from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.resume import IN_ORDER, REFUSED, changes
@@ -17,11 +17,15 @@ from recipe.soup.prefixes.steering import Steering
 from recipe.soup.settings.prefixes import PrefixSettings
 from recipe.soup.settings.steering import SteeringSettings
 
+ROOT = Path(__file__).resolve().parents[4]
 Compose = Callable[..., DictConfig]
 ROLLOUT = "actor_rollout_ref.rollout"
 SOUP = "algorithm.soup"
 REPLAY = f"{SOUP}.source=replay"
-ROOT = Path(__file__).resolve().parents[4]
+CALCULATOR = ROOT / "examples/countdown/calculator.py"
+WITH_TOOLS = " ".join(
+    f"{ROLLOUT}.multi_turn.{key}" for key in ("enable=true", "format=countdown", f"function_tool_path={CALCULATOR}")
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,8 @@ def leave(tmp_path: Path, config: DictConfig) -> None:
         ("", "data.seed=7", "data.seed=7"),
         ("", "data.shuffle=false", "data.shuffle=False"),
         (REPLAY, f"{REPLAY} {SOUP}.prefix_length.distribution=whole", f"{SOUP}.prefix_length.distribution=whole"),
+        ("", WITH_TOOLS, f"{ROLLOUT}.agent.default_agent_loop=soup_tool_agent"),
+        (WITH_TOOLS, f"{WITH_TOOLS} {ROLLOUT}.multi_turn.format=hermes", f"{ROLLOUT}.multi_turn.format=hermes"),
     ],
 )
 def test_refused(example: Compose, resuming: list[str], tmp_path: Path, then: str, now: str, key: str) -> None:
@@ -61,7 +67,8 @@ def test_refused(example: Compose, resuming: list[str], tmp_path: Path, then: st
     config = example(*resuming, *now.split())
     said = sentence(check_config, config)
     assert said.startswith(f"{key}: the prefixes in {tmp_path / 'global_step_4'} were made with ")
-    assert said.endswith("; go on with " + said.rsplit("; go on with ")[1])
+    before = str(of(example(*then.split()))[key.partition("=")[0].removeprefix(f"{SOUP}.")])
+    assert said.endswith(f"; go on with {before}, or set {SOUP}.resume_bank=fresh to begin without them.")
     check_config(example(*resuming, *then.split()))
     check_config(example(*resuming, *now.split(), f"{SOUP}.resume_bank=fresh"))
     check_config(example(*resuming[1:], *now.split(), "trainer.resume_mode=disable"))
@@ -170,6 +177,24 @@ def test_files_that_have_moved_are_the_same_and_others_are_not(
     moved.actor_rollout_ref.model.path = "somebody/on-the-hub"
     moved.data.train_files = "hdfs://elsewhere/train.parquet"
     assert set(changes(before, bank_origin(moved))) == {"actor_rollout_ref.model.path"}
+
+
+def test_other_tools_and_another_template_are_noticed(example: Compose, tmp_path: Path, countdown_dir: Path) -> None:
+    tools, model = tmp_path / "tools.py", tmp_path / "model"
+    model.mkdir()
+    settings = model / "tokenizer_config.json"
+    run = example(
+        *WITH_TOOLS.replace(str(CALCULATOR), str(tools)).split(), f"actor_rollout_ref.model.tokenizer_path={model}"
+    )
+    tools.write_text("one")
+    settings.write_text('{"chat_template": "one", "transformers_version": "1"}')
+    before = bank_origin(run)
+    settings.write_text('{"chat_template": "one", "transformers_version": "2"}')
+    assert changes(before, bank_origin(run)) == {}
+    tools.write_text("two")
+    assert set(changes(before, bank_origin(run))) == {TOOLS}
+    settings.write_text('{"chat_template": "two", "transformers_version": "2"}')
+    assert set(changes(before, bank_origin(run))) == {TOOLS, TOKENIZER}
 
 
 def test_the_documents_say_what_each_key_does_in_a_resume(example: Compose) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.soup.bank_origin import NOTHING, SOURCE, TOKENIZER
-from recipe.soup.prefixes.fit import LONG, OLD, SLOTS
+from recipe.soup.bank_origin import NOT_ALWAYS_KNOWN, NOTHING, SOURCE, TOKENIZER
+from recipe.soup.prefixes.fit import LATE, LONG, OLD, SLOTS
 from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.prefix import Prefix
@@ -29,7 +29,12 @@ PER_STEP, LENGTH = 2, 16
 
 
 def source_of(
-    n: int = 4, response_length: int = LENGTH, origin: dict[str, Any] | None = None, first: int = 0, **soup: Any
+    n: int = 4,
+    response_length: int = LENGTH,
+    origin: dict[str, Any] | None = None,
+    first: int = 0,
+    last_step: int = LAST_STEP,
+    **soup: Any,
 ) -> PrefixSource:
     """A source that has fetched the first prompts; its origin has what is given and what it is made of."""
     length = {"distribution": "fixed", "min": 1, "max": 8, **soup.pop("prefix_length", {})}
@@ -42,6 +47,7 @@ def source_of(
         LONGEST: settings.prefix_length.max,
         "data.max_response_length": response_length,
         "algorithm.soup.selection": settings.selection,
+        "trainer.total_training_steps": last_step,
         **(origin or {}),
     }
     numbers = iter(range(first * PER_STEP, 1000, PER_STEP))
@@ -50,7 +56,7 @@ def source_of(
         start = next(numbers)
         return None, [f"prompt {i}" for i in range(start, start + PER_STEP)], start
 
-    facts = RunFacts(n, response_length, 0, PER_STEP, LAST_STEP, 10, now)
+    facts = RunFacts(n, response_length, 0, PER_STEP, last_step, 10, now)
     return make_source(settings, facts, fetch, None, "", None)
 
 
@@ -150,6 +156,17 @@ def test_what_a_step_of_a_drawn_lag_left_is_dropped_where_it_is_older_than_its_p
     assert len(source.bank) == 24  # neither of the two says how its lag is distributed
     dropped = source.adapt(10, {LAG})
     assert 0 < dropped[OLD] < 24
+
+
+def test_a_run_that_was_shortened_can_be_lengthened_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left_behind(tmp_path)
+    shorter = resumed(tmp_path, last_step=12)
+    assert f"of its 24 prefixes 8 are used, and dropped are 16 {LATE}." in capsys.readouterr().out
+    goes_on(shorter, more=1)
+    shorter.save(tmp_path)
+    longer = resumed(tmp_path, steps=11)
+    assert "trainer.total_training_steps=40 (was 12); of its 4 prefixes 4 are used." in capsys.readouterr().out
+    assert ages(goes_on(longer, steps=11), steps=11)[:2] == [{6}, {1}]
 
 
 def test_a_longer_lag_uses_what_is_younger_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +272,9 @@ def test_what_can_no_longer_be_used_is_refused_by_name(tmp_path: Path, key: str)
     now = {**source_of().facts.origin, key: "new"}
     said = refusal(tmp_path, now)
     assert said.startswith(f"{key}=new: the prefixes in {tmp_path} were made with old, ")
-    assert "; go on with old, or set" in said
+    # Nobody can go on with a digest, or with the size of a file.
+    back = "put back what it was" if key in NOT_ALWAYS_KNOWN else "go on with old"
+    assert f"; {back}, or set" in said
     check_bank("", tmp_path, {**now, key: "old"})
 
 

@@ -1,11 +1,17 @@
 """A study's configurations are looked at before the first run starts."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from recipe.soup.bank_origin import bank_origin
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.tools.compare.check import check_runs
+from recipe.soup.tools.compare.execute import COMMAND_FILE, command, goes_on
 from recipe.soup.tools.compare.study import Study
+from recipe.soup.verl_adapter.compose import composed
 
 
 def study(driver: str, countdown_dir: Path, **runs: list[str]) -> Study:
@@ -43,3 +49,24 @@ def test_what_is_done_is_not_looked_at(countdown_dir: Path, tmp_path: Path) -> N
             run.folder.mkdir(parents=True)
             run.mark_done()
     check_runs(chosen, tmp_path, None)
+
+
+def test_a_run_that_was_killed_with_other_settings_is_in_nobodys_way(countdown_dir: Path, tmp_path: Path) -> None:
+    """It will be deleted, and its prefixes are nothing that the new one would go on with."""
+    soup = ["algorithm=soup", "algorithm.soup.lag=2"]
+    before = study("lab", countdown_dir, grpo=["algorithm=grpo"], soup=soup)
+    for run in before.in_folder(tmp_path):
+        folder = run.folder / "checkpoints" / "global_step_4"
+        folder.mkdir(parents=True)
+        (folder.parent / "latest_checkpointed_iteration.txt").write_text("4")
+        (run.folder / COMMAND_FILE).write_text(shlex.join(command(run, "lab")))
+        PrefixBank().save(folder / BANK_FILE, bank_origin(composed(run.overrides)), 64, {})
+        assert goes_on(run, command(run, "lab"))
+    check_runs(before, tmp_path, None)
+    hotter = "actor_rollout_ref.rollout.temperature=0.7"
+    after = study("lab", countdown_dir, grpo=["algorithm=grpo"], soup=[*soup, hotter])
+    check_runs(after, tmp_path, None)
+    for run in after.in_folder(tmp_path):
+        assert goes_on(run, command(run, "lab")) == (run.name == "grpo")
+        (run.folder / COMMAND_FILE).write_text("python -m 'torn")
+        assert not goes_on(run, command(run, "lab"))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,8 @@ def test_a_run_may_be_named_by_its_folder_in_a_comparison(here: Path) -> None:
         ({"marked": 3}, "`marked` in line 1 is '3', not text"),
         ({"score": None}, "`score` in line 1 is 'None', not a number"),
         ({"policy_versions": 1}, "`policy_versions` in line 1 is '1', not a list"),
+        ({"response_mask": [1]}, "`response_mask` has not one value for each token"),
+        ({"response_mask": 1}, "`response_mask` has not one value for each token"),
     ],
 )
 def test_samples_that_cannot_be_shown(fields: dict[str, object], says: str, here: Path) -> None:
@@ -149,6 +152,8 @@ def test_samples_that_cannot_be_shown(fields: dict[str, object], says: str, here
     [
         ({"old_log_probs": [-1.0]}, "sample 1 has not one number for each token"),
         ({"policy_versions": ["a", "b"]}, "sample 1 has not one number for each token"),
+        ({"response_ids": [None, 3]}, "sample 1 has not one number for each token"),
+        ({"response_ids": [1.5, 3]}, "sample 1 has not one number for each token"),
         ({"prompt_ids": "x"}, "`prompt_ids` in line 1 is 'x', not a list"),
         ({"prompt_ids": [10**6]}, "has 19 tokens, and the samples have number 1000000"),
     ],
@@ -157,6 +162,16 @@ def test_samples_that_cannot_be_verified(fields: dict[str, object], says: str, h
     dump(here, **fields)
     where = ["--samples", "run/samples", "--checkpoints", "folder"]
     assert says in refusal("verify", *where, "--base-model", f"{countdown_dir}/base_model")
+
+
+def test_a_full_disk_is_a_sentence(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    dump(here)
+    full.__module__ = "recipe.soup.tools.show"
+    monkeypatch.setattr("recipe.soup.tools.show.show", full)
+    assert refusal("show", "run") == "file=?: No space left on device."
 
 
 def test_an_empty_dump_proves_nothing(here: Path, countdown_dir: Path) -> None:

@@ -116,6 +116,17 @@ def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path: Path) -> None:
         read_metrics(path)
 
 
+def test_a_broken_file_of_metrics_ends_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"step": 1, "da\n{"step": 2, "data": {}}\n')
+    said = keep_earlier_metrics(path, resumed_at=2)
+    assert said is not None
+    assert "line 1 is no JSON" in said
+    assert said.endswith(f"are put aside in {path}.broken.")
+    assert not path.exists()
+    assert (tmp_path / "one.jsonl.broken").exists()
+
+
 def test_summary_of_a_run_that_was_killed_before_its_first_step(tmp_path: Path) -> None:
     assert "0 steps" in summary(write(tmp_path / "soup.jsonl", {}), {})
 
