@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ray.exceptions import RayError
 
 from verl_ext.causes import LoggedCause, cause_of
-from verl_ext.lost_nodes import lost_node, nodes_alive
+from verl_ext.lost_nodes import Cluster, lost_node, this_cluster
 
 HANDLER = "verl_ext_last_words"
 
@@ -26,7 +26,7 @@ class LastWords(Callback):
 
     def __init__(self) -> None:
         self._logged = LoggedCause()
-        self._nodes: set[str] = set()
+        self._cluster: Cluster | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         with suppress(ImportError):  # Ray's own; without it the cause is what the exception says
@@ -35,9 +35,9 @@ class LastWords(Callback):
             global_worker_stdstream_dispatcher.add_handler(HANDLER, self._take)
 
     def _take(self, batch: dict[str, Any]) -> None:
-        if not self._nodes:
+        if self._cluster is None:
             with suppress(RayError):
-                self._nodes = nodes_alive()
+                self._cluster = this_cluster()
         self._logged.take((batch.get("ip"), batch.get("pid")), batch.get("lines", []))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -47,7 +47,8 @@ class LastWords(Callback):
     def _say(self, error: BaseException) -> None:
         lost = None
         with suppress(Exception):  # of a Ray that may be gone; the line below must come in any case
-            lost = lost_node(cause_of(error, self._logged), self._nodes)
+            if self._cluster is not None:
+                lost = lost_node(cause_of(error, self._logged), self._cluster)
         ray.shutdown()  # which prints what it still has
         cause = cause_of(error, self._logged)
         print(f"\nThe run failed: {f'{lost} ({cause})' if lost else cause}", file=sys.stderr, flush=True)
