@@ -56,6 +56,8 @@ def load(folder: Path, device: str) -> PreTrainedModel:
     Raises:
         SystemExit: they cannot be loaded.
     """
+    if folder.is_file():  # transformers would ask the hub for a model of this name
+        raise refuse("model", folder, "cannot be loaded by transformers: it is a file; give the folder it is in.")
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, device_map=device, trust_remote_code=False
