@@ -32,6 +32,7 @@ def test_no_file_does(path: Path) -> None:
     assert list(unsafe(path.read_text(encoding="utf-8"))) == []
 
 
+# Text that is looked at, and never run: each of these the test above would find in a file.
 @pytest.mark.parametrize(
     "code",
     [
@@ -48,4 +49,5 @@ def test_it_would_be_found(code: str) -> None:
 
 
 def test_what_was_asked_for_is_no_fault() -> None:
+    # Text as well: the user's own choice is handed on, and a file of tensors can run nothing.
     assert not list(unsafe("LLM(path, trust_remote_code=trusted)\ntorch.load(path, weights_only=True)"))

@@ -1,15 +1,16 @@
 """Configs with some keys changed, and the sentence with which a check refuses one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 
-def sentence(check: Callable[[DictConfig], object], config: DictConfig) -> str:
-    """What `check` refuses `config` with: one sentence."""
+def sentence(call: Callable[[Any], object], given: Any) -> str:
+    """What a check refuses a config with, or a tool its arguments: one sentence."""
     with pytest.raises(SystemExit) as refusal:
-        check(config)
+        call(given)
     text = str(refusal.value)
     assert "\n" not in text
     assert text.endswith(".")

@@ -13,40 +13,6 @@ from recipe.soup.errors import refuse
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 VALIDATION = f"{ROLLOUT}.val_kwargs"
-COUNTS = (
-    "trainer.nnodes",
-    "trainer.n_gpus_per_node",
-    "data.train_batch_size",
-    "data.gen_batch_size",
-    "data.max_prompt_length",
-    "data.max_response_length",
-    f"{ACTOR}.ppo_mini_batch_size",
-    f"{ACTOR}.ppo_epochs",
-    f"{ACTOR}.ulysses_sequence_parallel_size",
-    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
-    f"{ACTOR}.ppo_max_token_len_per_gpu",
-    f"{ACTOR}.ppo_micro_batch_size_per_gpu",
-    f"{ACTOR}.ppo_micro_batch_size",
-    f"{ROLLOUT}.n",
-    f"{ROLLOUT}.prompt_length",
-    f"{ROLLOUT}.response_length",
-    f"{ROLLOUT}.tensor_model_parallel_size",
-    f"{ROLLOUT}.data_parallel_size",
-    f"{ROLLOUT}.pipeline_model_parallel_size",
-    f"{ROLLOUT}.max_model_len",
-    f"{ROLLOUT}.max_num_seqs",
-    f"{ROLLOUT}.max_num_batched_tokens",
-    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
-    f"{ROLLOUT}.log_prob_micro_batch_size",
-    f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
-    f"{ROLLOUT}.agent.num_workers",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size",
-    "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
-    "reward.num_workers",
-    "transfer_queue.backend.SimpleStorage.num_data_storage_units",
-)
-"""Whole numbers from 1."""
 OR_NULL = (
     "data.gen_batch_size",
     f"{ACTOR}.ppo_micro_batch_size_per_gpu",
@@ -62,7 +28,29 @@ OR_NULL = (
     "actor_rollout_ref.ref.log_prob_micro_batch_size",
     "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
 )
-"""Those that may be null: verl then takes something else, or the check that knows when it is needed says so."""
+"""Whole numbers from 1, or null: verl then takes something else, or the check that knows when it is needed says so."""
+COUNTS = (
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    f"{ACTOR}.ppo_mini_batch_size",
+    f"{ACTOR}.ppo_epochs",
+    f"{ACTOR}.ulysses_sequence_parallel_size",
+    f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size",
+    f"{ROLLOUT}.n",
+    f"{ROLLOUT}.prompt_length",
+    f"{ROLLOUT}.response_length",
+    f"{ROLLOUT}.tensor_model_parallel_size",
+    f"{ROLLOUT}.data_parallel_size",
+    f"{ROLLOUT}.pipeline_model_parallel_size",
+    f"{ROLLOUT}.agent.num_workers",
+    "reward.num_workers",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units",
+    *OR_NULL,
+)
+"""Whole numbers from 1; some may be null."""
 STEPS = ("trainer.total_training_steps", "trainer.total_epochs")
 
 

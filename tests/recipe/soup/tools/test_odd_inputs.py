@@ -7,6 +7,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import pytest
+from refusals import sentence
 
 from recipe.soup.tools import verify
 from recipe.soup.tools.cli import main
@@ -39,12 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(*arguments: str) -> str:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    said = str(end.value)
-    assert "\n" not in said
-    assert said.endswith(".")
-    return said
+    return sentence(main, arguments)
 
 
 def dump(here: Path, **fields: object) -> None:

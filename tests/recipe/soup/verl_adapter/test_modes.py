@@ -328,6 +328,7 @@ def test_two_ranks_give_the_gradient_and_the_metrics_of_one(tmp_path: Path, clea
             [*command, str(script), str(tmp_path / ranks), *overrides], env=environ, capture_output=True, timeout=240
         )
         assert done.returncode == 0, done.stderr.decode()[-3000:]
+        # The tensor and the numbers that the script wrote, and nothing else could be loaded.
         results.append(torch.load(tmp_path / ranks, weights_only=True))
     one, two = (result["gradient"] for result in results)
     assert one.norm() > 0
