@@ -135,7 +135,8 @@ def outcomes(results: dict[str, list[Result]], path: Path) -> None:
         by_k.set_xscale("log", base=2)
         by_k.set_xticks(start.index, [str(k) for k in start.index])
         frontier.scatter(start.iloc[-1], start.iloc[0], color="gray", marker="x", label="before training")
-    if len(results) <= LEGIBLE:  # with more, the names are beside their points only
+    drawn = by_k.get_legend_handles_labels()[0]  # nothing, of logs without the validation's samples
+    if drawn and len(results) <= LEGIBLE:  # with more, the names are beside their points only
         by_k.legend(fontsize="small")
     for axis, title, label in (
         (by_k, "pass@k after training", "k"),

@@ -122,6 +122,7 @@ def test_a_picture_goes_to_a_folder_that_is_not_there_yet(here: Path, capsys: py
     assert (here / "a/b/c.png").exists()
 
 
+@pytest.mark.filterwarnings("error:No artists")
 def test_a_run_may_be_named_by_its_folder_in_a_comparison(here: Path) -> None:
     (here / "good").mkdir()
     main(["compare", "--from-logs", "good", "it=good.jsonl", "--out", "out"])
