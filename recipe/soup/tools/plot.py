@@ -10,7 +10,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from recipe.soup.errors import refuse
 from recipe.soup.records.metrics_file import metrics_of, read_metrics
-from recipe.soup.tools import pictures  # noqa: F401
+from recipe.soup.tools import pictures
 from recipe.soup.tools.outputs import check_file
 
 EXAMPLES = """examples:
@@ -97,7 +97,7 @@ def draw(metrics: pd.DataFrame, title: str, out: Path) -> None:
         else:
             axis.text(0.5, 0.5, "not measured", ha="center", color="gray", transform=axis.transAxes)
         if axis.lines and name.startswith(LOGARITHMIC):
-            axis.set_yscale("log")
+            pictures.logarithmic(axis)
         axis.set_title(name, fontsize="medium")
         axis.grid(alpha=0.3)
     for axis in axes[-1]:

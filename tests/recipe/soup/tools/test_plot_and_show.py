@@ -70,6 +70,28 @@ def test_each_curve_once(run: Path, named: str, monkeypatch: pytest.MonkeyPatch)
     assert drawn["lag, updates"] == ["mean"]
 
 
+@pytest.mark.parametrize("largest", [1.1, 3.0, 49.0])
+def test_numbers_at_the_axes_are_no_formulas(largest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = {f"soup/train/prefix/ratio_at_start/{name}": value for name, value in (("max", largest), ("min", 0.9))}
+    lines = [json.dumps({"step": step, "data": {**METRICS, **ratios}}) for step in (1, 2)]
+    (tmp_path / "one.jsonl").write_text("\n".join(lines) + "\n")
+    numbers: list[str] = []
+    close = plt.close
+
+    def keep(figure: Figure) -> None:
+        for axis in figure.axes:
+            for side in (axis.xaxis, axis.yaxis):
+                shown = [label.get_text() for label in side.get_ticklabels(which="both")]
+                assert any(shown)
+                numbers.extend(shown)
+        close(figure)
+
+    monkeypatch.setattr(plot.plt, "close", keep)
+    soup(monkeypatch, "plot", tmp_path / "one.jsonl")
+    assert numbers
+    assert not [text for text in numbers if "$" in text or "\\" in text]
+
+
 def test_zeros_of_steps_without_a_prefix_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {step: {**METRICS, "soup/train/prefix/tokens": float(step == 2)} for step in (1, 2)}
     lines = [json.dumps({"step": step, "data": metrics}) for step, metrics in steps.items()]
