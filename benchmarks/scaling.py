@@ -86,6 +86,40 @@ MODELS = (
 GPUS = (8, 64, 512)
 
 
+H20 = Gpu(bandwidth=4.0e12, flops=148e12, memory=96e9)
+"""Data sheet; its links are not used here."""
+
+
+@dataclass(frozen=True)
+class PublishedStep:
+    """A synchronous step of Qwen2.5-Math-7B on H20s as verl's page (`PUBLISHED`) gives it, in seconds: 512 prompts x 16
+    samples, responses of up to 28 x 1,024 tokens. Their mean length is not given."""
+
+    gpus: int
+    step: float
+    generation: float
+    old_log_probs: float
+    update: float
+
+    @property
+    def implied_tokens(self) -> float:
+        """Tokens a sample, prompt included, if the update reaches `EFFICIENCY` of an H20's operations."""
+        return self.update * self.gpus * H20.flops * EFFICIENCY / (8 * QWEN_7B.params) / (512 * 16)
+
+
+QWEN_7B = Model("Qwen2.5-Math-7B", 7.6e9, 28 * 4 * 128 * 2 * 2)
+PUBLISHED_STEPS = (
+    PublishedStep(32, 790.10, 357.41, 107.71, 269.80),
+    PublishedStep(64, 365.28, 150.72, 70.26, 133.41),
+    PublishedStep(128, 356.30, 177.85, 53.92, 113.81),
+)
+
+
+def longest_response(tp: int) -> float:
+    """Seconds in which a replica of `tp` H20s decodes one response of 28 x 1,024 tokens by itself."""
+    return 28 * 1024 * (2 * QWEN_7B.params / (tp * H20.bandwidth * EFFICIENCY) + OVERHEAD)
+
+
 class Cost:
     """Seconds and bytes of one step of `run` with `model` on `gpus` GPUs of kind `gpu`."""
 
@@ -194,6 +228,8 @@ def main() -> None:
         writing=WRITING,
         costs=[[Cost(model, gpus, run, gpu) for gpus in GPUS] for model in MODELS],
         kept=snapshots_kept(run),
+        published_steps=PUBLISHED_STEPS,
+        longest={tp: longest_response(tp) for tp in (1, 2, 4)},
         bank=[(lag, run.prefix_tokens * lag, 8 * run.prefix_tokens * lag / GB) for lag in lags],
         replay=(run.dataset * run.samples * run.mixed_share * run.longest_prefix / 2),
         fits=lambda cost: 16 * cost.model.params + 2 * cost.model.params <= 0.9 * cost.gpus * gpu.memory,
