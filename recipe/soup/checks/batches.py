@@ -61,6 +61,11 @@ def check_groups(config: DictConfig) -> None:
     if rollout.n < 2:
         why = f"algorithm.adv_estimator={estimator} compares the samples of a prompt, and alone a sample's advantage is"
         raise refuse(f"{ROLLOUT}.n", rollout.n, f"{why} its raw reward or 0; use 2 or more, e.g. 8.")
+    pass_k = OmegaConf.select(config, "algorithm.soup.pass_k", default=None)
+    if estimator == "pass_at_k" and pass_k is None:
+        raise refuse("algorithm.adv_estimator", estimator, "only algorithm=soup and algorithm=grpo know it.")
+    if estimator == "pass_at_k" and not 1 <= pass_k <= rollout.n:
+        raise refuse("algorithm.soup.pass_k", pass_k, f"choose 1 to {ROLLOUT}.n={rollout.n} samples of a prompt.")
     if rollout.full_determinism:
         why = "verl then gives every request of an engine the same seed, so the samples of a prompt are all equal"
         raise refuse(f"{ROLLOUT}.full_determinism", True, f"{why}; set it to False.")

@@ -16,9 +16,11 @@ ESTIMATORS = (
     "gpg",
     "grpo_passk",
     "reinforce_plus_plus_baseline",
+    "pass_at_k",
 )
-"""verl's estimators that compare whole responses within a group, which is all that a baseline of ours changes."""
-GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline")
+"""Estimators that compare whole responses within a group, which is all that a baseline of ours changes: verl's, and
+`soup` and `pass_at_k`."""
+GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline", "pass_at_k")
 """Estimators that do more than compare a sample's reward with those of its group."""
 POLICY_LOSSES = ("soup", "vanilla", "gspo", "sapo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
 """verl's losses that take a ratio against the old log-probs, and weigh tokens."""

@@ -50,5 +50,7 @@ def check_lab_config(config: DictConfig) -> None:
         if value not in allowed:
             raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
     estimator = config.algorithm.adv_estimator
-    if estimator in GROUP_ONLY:
-        raise refuse("algorithm.adv_estimator", estimator, "only the real path can do that; use soup, grpo or rloo.")
+    if estimator in GROUP_ONLY and estimator != "pass_at_k":
+        raise refuse(
+            "algorithm.adv_estimator", estimator, "only the real path can do that; use soup, grpo, rloo or pass_at_k."
+        )

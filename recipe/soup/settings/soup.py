@@ -54,6 +54,15 @@ class SoupSettings(LossSettings, PrefixSettings):
         when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
     )
 
+    pass_k: Whole = key(
+        4,
+        "The k of `algorithm.adv_estimator=pass_at_k`: samples are rewarded for what they add to pass@k.",
+        origin="pass@k training (arXiv 2508.10751); 4 of 8 samples is our choice",
+        when="A rival of mixing: it asks for diversity by the advantage. At most `rollout.n`.",
+        ge=1,
+        advice="use 1 or more samples.",
+    )
+
     @model_validator(mode="after")
     def _check_loss_of_prefixes(self) -> Self:
         useless = self.prefix_gradient == 0 and self.prefix_length.distribution == "whole"

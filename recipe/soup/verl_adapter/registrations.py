@@ -22,6 +22,7 @@ from recipe.soup.algorithm.baselines import Estimate
 from recipe.soup.algorithm.loss_metrics import loss_sums
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
 from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.algorithm.pass_at_k import pass_at_k_advantages
 from recipe.soup.algorithm.update import UpdateChoices
 from recipe.soup.settings import SoupSettings
 
@@ -49,6 +50,19 @@ def compute_soup_advantage(
         index=index,
         norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
     )
+
+
+@register_adv_est("pass_at_k")
+def compute_pass_at_k_advantage(
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The advantage of pass@k training (`algorithm/pass_at_k.py`), with k = `algorithm.soup.pass_k`.
+
+    Args and returns as of `compute_soup_advantage`.
+    """
+    of_samples = pass_at_k_advantages(token_level_rewards.sum(dim=-1), index.tolist(), config.soup.pass_k)
+    advantages = of_samples[:, None] * response_mask
+    return advantages, advantages
 
 
 def group_estimate(algorithm: Any) -> Estimate:

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig
 from refusals import sentence
 
-from recipe.soup.checks.batches import MICRO_BATCHES, check_batches
+from recipe.soup.checks.batches import MICRO_BATCHES, check_batches, check_groups
 
 Compose = Callable[..., DictConfig]
 ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("actor", "ref", "rollout"))
@@ -15,6 +15,17 @@ BATCH = f"data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=8"
 """Of 8 samples each, on 8 GPUs."""
 
 every = pytest.mark.parametrize("algorithm", ["soup", "grpo", "verl"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "pass_k", "refused"),
+    [("soup", "9", "soup.pass_k=9: choose 1 to"), ("grpo", "0", "soup.pass_k=0"), ("verl", "", "only algorithm=soup")],
+)
+def test_pass_at_k_draws_from_a_prompts_samples(composed: Compose, algorithm: str, pass_k: str, refused: str) -> None:
+    k = [f"algorithm.soup.pass_k={pass_k}"] if pass_k else []
+    with pytest.raises(SystemExit) as refusal:
+        check_groups(composed(f"algorithm={algorithm}", "algorithm.adv_estimator=pass_at_k", *k))
+    assert refused in str(refusal.value)
 
 
 @every

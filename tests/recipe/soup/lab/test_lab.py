@@ -42,6 +42,9 @@ def example(composed: Any, *overrides: str) -> DictConfig:
 # ---------------------------------------------------------------- one batch through verl's worker, and through the lab
 
 
+RIVALS = ("gspo", "sapo", "cispo", "clip_cov", "dppo_tv", "dppo_kl")
+"""Losses of verl's that `recipe/soup/checks/losses.py` lets through, but for `kl_cov`: it adds |log ratio|, whose gradient
+at a ratio of 1 is the sign of the rounding."""
 VARIANTS = {
     "behavior": [],
     "shaped": ["algorithm.soup.ratio=shaped"],
@@ -49,6 +52,8 @@ VARIANTS = {
     "masked": ["algorithm.soup.prefix_gradient=0.3", "algorithm.soup.loss_tokens=trained"],
     "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
     "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
+    "pass@k": ["algorithm.adv_estimator=pass_at_k"],
+    **{name: [f"{ACTOR}.policy_loss.loss_mode={name}"] for name in RIVALS},
     "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
 }
 
