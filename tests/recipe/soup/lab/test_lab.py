@@ -43,8 +43,8 @@ def example(composed: Any, *overrides: str) -> DictConfig:
 
 
 RIVALS = ("gspo", "sapo", "cispo", "clip_cov", "dppo_tv", "dppo_kl")
-"""Losses of verl's that `recipe/soup/checks/losses.py` lets through, but for `kl_cov`: it adds |log ratio|, whose gradient
-at a ratio of 1 is the sign of the rounding."""
+"""Losses of verl's that `recipe/soup/checks/losses.py` lets through, but for `kl_cov`: it adds |log ratio|, whose
+gradient at a ratio of 1 is the sign of the rounding."""
 VARIANTS = {
     "behavior": [],
     "shaped": ["algorithm.soup.ratio=shaped"],
