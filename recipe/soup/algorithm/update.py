@@ -10,6 +10,7 @@ import torch
 
 from recipe.soup.algorithm.baselines import Estimate, compare
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
+from recipe.soup.algorithm.continuation_weights import continuation_metrics, continuation_weights
 from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.token_weights import trained_prefix
 
@@ -20,6 +21,7 @@ class UpdateChoices:
 
     Attributes:
         mixes: whether the run mixes at all; if not, the update is verl's.
+        continuation_window: its `low` and `high`.
     """
 
     mixes: bool
@@ -28,6 +30,8 @@ class UpdateChoices:
     prefix_gradient: float
     second_moment: float | None
     loss_tokens: str
+    continuation_weight: str
+    continuation_window: tuple[float, float]
 
     @property
     def weighs(self) -> bool:
@@ -72,10 +76,29 @@ def loss_fields(
         fields |= {"advantages": advantages, "returns": advantages}
     advantages = fields.get("advantages", given["advantages"])
     trained = trained_prefix(rows, advantages, choices.prefix_gradient, choices.second_moment)
+    weights = given.get("rollout_is_weights", torch.ones_like(advantages))
+    if choices.continuation_weight != "none":
+        log_ratio = rows.current_log_probs - rows.behavior_log_probs
+        behind, _ = continuation_weights(
+            log_ratio, rows.is_historical, choices.continuation_weight, choices.continuation_window
+        )
+        weights = fields["rollout_is_weights"] = torch.where(rows.is_historical, weights, weights * behind[:, None])
     if choices.weighs:
         counts = ~rows.is_historical | trained
-        fields["rollout_is_weights"] = given.get("rollout_is_weights", torch.ones_like(advantages)) * counts
+        fields["rollout_is_weights"] = weights * counts
         if choices.loss_tokens == "trained":
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
             fields |= {name: given[name] * counts for name in ("response_mask", "loss_mask")}
     return fields, trained
+
+
+def weight_metrics(rows: TrainRows, trained: torch.Tensor, choices: UpdateChoices) -> dict[str, float]:
+    """What tokens weigh in a run that mixes: the share of prefix tokens with a gradient, and the continuation's weight.
+
+    Args:
+        trained: bool, (batch, response_length), of `loss_fields`.
+    """
+    metrics = {"soup/train/prefix/trained": trained.sum().item() / max(rows.is_historical.sum().item(), 1)}
+    if choices.continuation_weight != "none":
+        metrics |= continuation_metrics(rows, choices.continuation_weight, choices.continuation_window)
+    return metrics

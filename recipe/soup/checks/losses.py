@@ -40,6 +40,7 @@ def check_loss(config: DictConfig, settings: SoupSettings) -> None:
         why = f"algorithm.soup.baseline={settings.baseline} needs an estimator per sample; use soup or rloo."
         raise refuse("algorithm.adv_estimator", estimator, why)
     _check_policy_loss(config, settings)
+    _check_weight(config, settings)
     if OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False):
         _check_bypass(settings)
 
@@ -55,11 +56,20 @@ def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
         raise refuse(key, loss, "only `soup` knows algorithm.soup.ratio and prefix_clip; set it to soup.")
 
 
+def _check_weight(config: DictConfig, settings: SoupSettings) -> None:
+    """Refuse the prefix's ratios twice on the continuation."""
+    level = OmegaConf.select(config, "algorithm.rollout_correction.rollout_is", default=None)
+    if settings.continuation_weight != "none" and settings.ratio == "decoupled" and level == "sequence":
+        why = "algorithm.rollout_correction.rollout_is=sequence weighs every token by the prefix's ratios already"
+        raise refuse("algorithm.soup.continuation_weight", settings.continuation_weight, f"{why}; use none, or token.")
+
+
 def _check_bypass(settings: SoupSettings) -> None:
     for key, value, needs in (
         ("ratio", settings.ratio, not RATIOS[settings.ratio].splices),
         ("prefix_gradient", settings.prefix_gradient, 0 < settings.prefix_gradient < 1),
         ("second_moment", settings.second_moment, settings.second_moment is not None),
+        ("continuation_weight", settings.continuation_weight, settings.continuation_weight != "none"),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "trainer"),
         ("steering.cut", settings.steering.cut, settings.selection == "steered" and settings.steering.cut == "entropy"),
     ):
@@ -78,6 +88,7 @@ def check_partial_rollouts(settings: SoupSettings) -> None:
         ("ratio", settings.ratio, settings.ratio in ("behavior", "decoupled")),
         ("prefix_gradient", settings.prefix_gradient, settings.prefix_gradient == 1),
         ("second_moment", settings.second_moment, settings.second_moment is None),
+        ("continuation_weight", settings.continuation_weight, settings.continuation_weight == "none"),
         ("baseline", settings.baseline, settings.baseline == "group"),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs != "trainer"),
         ("selection", settings.selection, settings.selection != "steered"),

@@ -33,6 +33,26 @@ class ClipSettings(Group):
     )
 
 
+class WindowSettings(Group):
+    """How far from 0 the log of a weight may be, for each sqrt of the number of tokens that it is a product over."""
+
+    low: Number = key(
+        0.025,
+        "With `continuation_weight=window`: behind a prefix of k tokens the log of the weight is at least "
+        "`-low * sqrt(k)`; `inf`: any.",
+        origin="CTPO's value",
+        ge=0,
+        advice="use 0 or more, inf for no bound.",
+    )
+    high: Number = key(
+        0.05,
+        "The same from above: at most `high * sqrt(k)`; `inf`: any.",
+        origin="CTPO's value",
+        ge=0,
+        advice="use 0 or more, inf for no bound.",
+    )
+
+
 class LossSettings(Group):
     """Keys that stand at the top of `algorithm.soup`."""
 
@@ -75,6 +95,16 @@ class LossSettings(Group):
         when="With every token trained the two are the same: a token of the continuation weighs as much behind a long "
         "prefix as behind none.",
     )
+    continuation_weight: Literal["none", "product", "min", "window"] = key(
+        "none",
+        "What the tokens behind a prefix weigh, since it is drawn as often as the historical policy writes it: 1 "
+        "(`none`), the product of pi_old/mu over the prefix (`product`), the smallest of these ratios (`min`), or the "
+        "product within `continuation_window` (`window`); computed once a step, and 1 without a prefix.",
+        origin="our choice, the paper weighs no token by another's ratio; `min`: MinPRO; `window`: CTPO's bounds",
+        when="`product` makes the continuation's gradient unbiased, at a variance that grows with age and length: "
+        "docs/after_the_prefix.md has both in numbers.",
+    )
+    continuation_window: WindowSettings = Field(default_factory=WindowSettings)
     baseline: Literal["group", "separate", "two_level"] = key(
         "group",
         "What a reward is compared with: all samples of the prompt (`group`), mixed with mixed and pure with pure "
@@ -90,4 +120,7 @@ class LossSettings(Group):
         clips, unset = self.ratio in CLIPPED, f"ratio={self.ratio} has no clip; drop it."
         self.demand("prefix_clip.low", clips or self.prefix_clip.low is None, unset)
         self.demand("prefix_clip.high", clips or self.prefix_clip.high is None, unset)
+        knows = self.ratio not in ("detached", "luffy") or self.continuation_weight == "none"
+        why = f"ratio={self.ratio} takes no ratio against the policy that sampled the prefix; use none, or behavior as"
+        self.demand("continuation_weight", knows, f"{why} algorithm.soup.ratio.")
         return self

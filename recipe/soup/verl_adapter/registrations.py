@@ -124,6 +124,8 @@ def update_choices(settings: SoupSettings) -> UpdateChoices:
         prefix_gradient=settings.prefix_gradient,
         second_moment=settings.second_moment,
         loss_tokens=settings.loss_tokens,
+        continuation_weight=settings.continuation_weight,
+        continuation_window=(settings.continuation_window.low, settings.continuation_window.high),
     )
 
 

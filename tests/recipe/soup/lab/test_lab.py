@@ -48,6 +48,7 @@ VARIANTS = {
     "decoupled": ["algorithm.soup.ratio=decoupled"],
     "masked": ["algorithm.soup.prefix_gradient=0.3", "algorithm.soup.loss_tokens=trained"],
     "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
+    "behind": ["algorithm.soup.continuation_weight=window", "algorithm.soup.continuation_window.high=inf"],
     "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
     "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
 }

@@ -6,6 +6,7 @@ that of a loss that is written down here anew and differentiated through plain t
 """
 
 import copy
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,15 +68,21 @@ def loss_of(
     term: Term,
     weights: list[torch.Tensor] | None = None,
     on_the_rest: Term = TERMS["detached"],  # a ratio of one, which no clip touches
+    behind: list[float] | None = None,
 ) -> torch.Tensor:
-    """Token mean of the negative objective, over all response tokens; `weights` of the prefix tokens of each row."""
+    """Token mean of the negative objective, over all response tokens.
+
+    Args:
+        weights: of the prefix tokens of each row.
+        behind: the weight of each row's other tokens.
+    """
     total, count = torch.zeros((), dtype=torch.float64), 0
     for i, (row, pi) in enumerate(zip(rows, log_probs_of(rows, model), strict=True)):
         prefix = row["policy_versions"] < STEP - 1
         a = row["advantages"].double()
         objective = torch.empty_like(pi)
         mu = row["rollout_log_probs"].double()
-        objective[~prefix] = on_the_rest(pi, mu, a)[~prefix]
+        objective[~prefix] = on_the_rest(pi, mu, a)[~prefix] * (behind[i] if behind is not None else 1)
         on_prefix = term(pi, mu, a)[prefix]
         objective[prefix] = on_prefix * (weights[i][prefix] if weights is not None else 1)
         total, count = total - objective.sum(), count + len(pi)
@@ -192,6 +199,37 @@ def test_prefix_tokens_without_a_gradient_count_in_the_mean_unless_told_otherwis
     fewer, _ = run(composed, store, override, "algorithm.soup.loss_tokens=trained")
     counted = all_tokens - prefix + trained
     assert fewer["actor/grad_norm"] == pytest.approx(expected * all_tokens / counted, rel=1e-4)
+
+
+BEHIND = {
+    "product": lambda ratios: math.prod(ratios),
+    "min": lambda ratios: min(ratios, default=1.0),
+    "window": lambda ratios: min(
+        max(math.prod(ratios), math.exp(-0.1 * len(ratios) ** 0.5)), math.exp(0.2 * len(ratios) ** 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+@pytest.mark.parametrize("ratio", ["behavior", "decoupled", "shaped"])
+def test_what_comes_behind_a_prefix_is_weighed(
+    kind: str, ratio: str, composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    window = ["algorithm.soup.continuation_window.low=0.1", "algorithm.soup.continuation_window.high=0.2"]
+    overrides = [f"algorithm.soup.ratio={ratio}", f"algorithm.soup.continuation_weight={kind}", *window]
+    metrics, rows = run(composed, store, *overrides)
+    add_log_ratios(rows, plain_model)
+    behind = [BEHIND[kind](row["log_ratio"][row["policy_versions"] < STEP - 1].exp().tolist()) for row in rows]
+    rest = TERMS["decoupled" if ratio == "decoupled" else "detached"]
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS[ratio], on_the_rest=rest, behind=behind), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    unweighed = gradient_norm(loss_of(rows, plain_model, TERMS[ratio], on_the_rest=rest), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(unweighed, rel=1e-3)
+    continued = [0 < int((row["policy_versions"] < STEP - 1).sum()) < len(row["responses"]) for row in rows]
+    weights = [weight for weight, goes_on in zip(behind, continued, strict=True) if goes_on]
+    assert metrics["soup/train/continuation/weight/mean"] == pytest.approx(sum(weights) / len(weights), rel=1e-5)
+    assert metrics["soup/train/continuation/weight/max"] == pytest.approx(max(weights), rel=1e-5)
+    assert (metrics["soup/train/continuation/weight/clipped"] > 0) == (kind == "window")
 
 
 def test_decoupled_weights_are_verls_truncated_ones(composed: Any, store: Store) -> None:
