@@ -70,6 +70,8 @@ def _check_bypass(settings: SoupSettings) -> None:
         ("prefix_gradient", settings.prefix_gradient, 0 < settings.prefix_gradient < 1),
         ("second_moment", settings.second_moment, settings.second_moment is not None),
         ("continuation_weight", settings.continuation_weight, settings.continuation_weight != "none"),
+        ("stale_negatives.low", settings.stale_negatives.low, settings.stale_negatives.low is not None),
+        ("stale_negatives.high", settings.stale_negatives.high, settings.stale_negatives.high is not None),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "trainer"),
         ("steering.cut", settings.steering.cut, settings.selection == "steered" and settings.steering.cut == "entropy"),
     ):
@@ -89,6 +91,8 @@ def check_partial_rollouts(settings: SoupSettings) -> None:
         ("prefix_gradient", settings.prefix_gradient, settings.prefix_gradient == 1),
         ("second_moment", settings.second_moment, settings.second_moment is None),
         ("continuation_weight", settings.continuation_weight, settings.continuation_weight == "none"),
+        ("stale_negatives.low", settings.stale_negatives.low, settings.stale_negatives.low is None),
+        ("stale_negatives.high", settings.stale_negatives.high, settings.stale_negatives.high is None),
         ("baseline", settings.baseline, settings.baseline == "group"),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs != "trainer"),
         ("selection", settings.selection, settings.selection != "steered"),

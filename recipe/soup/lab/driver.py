@@ -191,7 +191,7 @@ class Lab:
         metrics |= self.source.metrics()
         fields, trained = fields_of_loss(batch, self.settings, self.config)
         if self.settings.mixes:
-            metrics |= weight_metrics(batch, trained, update_choices(self.settings))
+            metrics |= weight_metrics(batch, fields["advantages"], trained, update_choices(self.settings))
         metrics |= self.broken.before_update(step, fields["response_mask"] * fields["loss_mask"])
         metrics |= self.updater.update(samples, fields)
         metrics |= self.broken.after_update(step, metrics)

@@ -126,6 +126,7 @@ def update_choices(settings: SoupSettings) -> UpdateChoices:
         loss_tokens=settings.loss_tokens,
         continuation_weight=settings.continuation_weight,
         continuation_window=(settings.continuation_window.low, settings.continuation_window.high),
+        negative_bounds=settings.stale_negatives.bounds,
     )
 
 

@@ -177,7 +177,7 @@ class UpdateStage(Stage):
         """
         choices, estimate = update_choices(self.settings), group_estimate(self.config.algorithm)
         fields, trained = loss_fields(rows, given, choices, estimate)
-        metrics.update(weight_metrics(rows, trained, choices))
+        metrics.update(weight_metrics(rows, (given | fields)["advantages"], trained, choices))
         if fields:
             store(batch, like, fields)
         return fields

@@ -49,6 +49,7 @@ VARIANTS = {
     "masked": ["algorithm.soup.prefix_gradient=0.3", "algorithm.soup.loss_tokens=trained"],
     "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
     "behind": ["algorithm.soup.continuation_weight=window", "algorithm.soup.continuation_window.high=inf"],
+    "negatives": ["algorithm.soup.stale_negatives.low=0.9", "algorithm.soup.loss_tokens=trained"],
     "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
     "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
 }

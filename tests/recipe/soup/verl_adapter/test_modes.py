@@ -232,6 +232,29 @@ def test_what_comes_behind_a_prefix_is_weighed(
     assert (metrics["soup/train/continuation/weight/clipped"] > 0) == (kind == "window")
 
 
+def test_stale_negatives_have_no_gradient_behind_their_first_outlier(
+    composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    bounds = ["algorithm.soup.stale_negatives.low=0.9", "algorithm.soup.stale_negatives.high=1.1"]
+    metrics, rows = run(composed, store, *bounds)
+    add_log_ratios(rows, plain_model)
+    kept, stopped = [], 0
+    for row in rows:
+        prefix, ratio = row["policy_versions"] < STEP - 1, row["log_ratio"].exp()
+        outliers = (prefix & ((ratio < 0.9) | (ratio > 1.1))).nonzero()[:, 0].tolist()
+        weights = torch.ones(len(ratio), dtype=torch.float64)
+        if outliers and float(row["advantages"][0]) < 0:
+            weights[outliers[0] + 1 :] = 0
+        kept.append(weights)
+        stopped += int((weights == 0).sum())
+    behind = [float(weights[-1]) for weights in kept]  # what comes behind a prefix is stopped as a whole
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"], kept, behind=behind), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    everything = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"]), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(everything, rel=1e-3)
+    assert metrics["soup/train/stale_negatives/tokens"] == stopped > 0
+
+
 def test_decoupled_weights_are_verls_truncated_ones(composed: Any, store: Store) -> None:
     _, rows = run(composed, store, "algorithm.soup.ratio=decoupled")
     for row in rows:
