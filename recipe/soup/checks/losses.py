@@ -20,8 +20,20 @@ ESTIMATORS = (
 """verl's estimators that compare whole responses within a group, which is all that a baseline of ours changes."""
 GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline")
 """Estimators that do more than compare a sample's reward with those of its group."""
-POLICY_LOSSES = ("soup", "vanilla", "gspo", "sapo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
-"""verl's losses that take a ratio against the old log-probs, and weigh tokens."""
+POLICY_LOSSES = (
+    "soup",
+    "vanilla",
+    "gspo",
+    "sapo",
+    "cispo",
+    "clip_cov",
+    "kl_cov",
+    "dppo_tv",
+    "dppo_kl",
+    "ctpo",
+    "m2po",
+)
+"""Losses that take a ratio against the old log-probs, and weigh tokens; the last two are those of `verl_ext`."""
 
 
 def check_loss(config: DictConfig, settings: SoupSettings) -> None:
@@ -58,6 +70,10 @@ def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
 
 def _check_weight(config: DictConfig, settings: SoupSettings) -> None:
     """Refuse the prefix's ratios twice on the continuation."""
+    loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode", default="soup")
+    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss == "ctpo":
+        why = "actor.policy_loss.loss_mode=ctpo weighs every token by the ratios before it already; use none, or soup"
+        raise refuse("algorithm.soup.continuation_weight", settings.continuation_weight, f"{why} as loss_mode.")
     level = OmegaConf.select(config, "algorithm.rollout_correction.rollout_is", default=None)
     if settings.continuation_weight != "none" and settings.ratio == "decoupled" and level == "sequence":
         why = "algorithm.rollout_correction.rollout_is=sequence weighs every token by the prefix's ratios already"

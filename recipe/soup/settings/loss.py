@@ -114,8 +114,9 @@ class LossSettings(Group):
         None,
         "Budget for the mean of (log pi_old/mu)^2 over prefix tokens: those that the update would push further away "
         "lose their gradient, the largest first, until the mean fits; null: no budget.",
-        origin="M2PO (0.04)",
-        when="With `prefix_clip` `inf`.",
+        origin="after M2PO (0.04), which takes the mean over harmful tokens, in each micro-batch; as published it is "
+        "`actor.policy_loss.loss_mode=m2po`",
+        when="With `prefix_clip` `inf`; once for the batch, whatever it is split into.",
         gt=0,
         advice="a budget is above 0; null for none.",
     )

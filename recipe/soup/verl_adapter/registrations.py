@@ -18,6 +18,7 @@ from verl.trainer.ppo.core_algos import (
     register_policy_loss,
 )
 
+import verl_ext.policy_losses  # noqa: F401  registers `ctpo` and `m2po`
 from recipe.soup.algorithm.baselines import Estimate
 from recipe.soup.algorithm.loss_metrics import loss_sums
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs

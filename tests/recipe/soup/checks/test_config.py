@@ -177,6 +177,8 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("soup.ratio=luffy", "soup.continuation_weight=min", "use none, or behavior as algorithm.soup.ratio"),
         ("soup.source=replay length.distribution=whole", "soup.continuation_weight=min", "whole response; use none"),
         ("soup.ratio=decoupled correction.rollout_is=sequence", "soup.continuation_weight=min", "use none, or token"),
+        ("loss=ctpo", "soup.continuation_weight=product", "use none, or soup as loss_mode"),
+        ("soup.ratio=shaped", "loss=m2po", "set it to soup"),
         # Schedules.
         ("", "schedules.mixed_share.end=0.1", "give it with linear or cosine only"),
         ("", "schedules.prefix_length.end=3", "give it with linear or cosine only"),
@@ -306,6 +308,9 @@ def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advi
         "soup.samples_per_prefix=8",
         "soup.stale_negatives.low=0.5 soup.stale_negatives.high=2 soup.ratio=shaped",
         "soup.stale_negatives.low=1 soup.source=replay length.distribution=whole soup.prefix_clip.high=inf",
+        "loss=ctpo soup.stale_negatives.low=0.5",
+        "loss=ctpo soup.ratio=decoupled soup.continuation_weight=product",
+        "loss=m2po soup.continuation_weight=min",
         "soup.lag=8 soup.max_age=8",
         "soup.lag=8 soup.max_age=11 soup.source=snapshot",
         "soup.max_age=1 soup.source=replay",

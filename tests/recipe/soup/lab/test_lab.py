@@ -50,6 +50,7 @@ VARIANTS = {
     "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
     "behind": ["algorithm.soup.continuation_weight=window", "algorithm.soup.continuation_window.high=inf"],
     "negatives": ["algorithm.soup.stale_negatives.low=0.9", "algorithm.soup.loss_tokens=trained"],
+    "running product": [f"{ACTOR}.policy_loss.loss_mode=ctpo"],
     "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
     "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
 }

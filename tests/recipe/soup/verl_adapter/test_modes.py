@@ -232,6 +232,56 @@ def test_what_comes_behind_a_prefix_is_weighed(
     assert (metrics["soup/train/continuation/weight/clipped"] > 0) == (kind == "window")
 
 
+def running_product(pi: torch.Tensor, ratio: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """CTPO's objective of one response; `ratio` is a constant, the gradient goes through `pi`."""
+    root = torch.arange(1, len(pi) + 1).sqrt()
+    c = ratio.cumprod(0) * (pi - pi.detach()).exp()
+    objective = torch.min(c * a, torch.min(torch.max(c, (-0.025 * root).exp()), (0.05 * root).exp()) * a)
+    return torch.where(a < 0, torch.max(objective, (0.05 * root).exp() * a), objective)
+
+
+def one_bound(all_ratios: torch.Tensor, all_a: torch.Tensor, budget: float) -> float:
+    """M2PO's tau of a batch, by trying every one of a fine grid."""
+    squares = all_ratios.log()[((all_ratios > 1) & (all_a > 0)) | ((all_ratios < 1) & (all_a < 0))] ** 2
+    assert float(squares.mean()) > budget
+    grid = torch.linspace(0, float(squares.max()) ** 0.5, 20_001, dtype=torch.float64)
+    return max(float(tau) for tau in grid if float(squares.clip(max=float(tau) ** 2).mean()) <= budget)
+
+
+@pytest.mark.parametrize("name", ["ctpo", "m2po"])
+def test_published_losses_take_each_tokens_ratio_against_who_sampled_it(
+    name: str, composed: Any, store: Store, plain_model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = 0.002  # of the recorded batch more than 0.04 is nowhere reached
+    monkeypatch.setattr("verl_ext.policy_losses.M2PO_BUDGET", budget)
+    whole = [f"{ACTOR}.ppo_micro_batch_size_per_gpu=64"]  # M2PO's bound is a micro-batch's
+    config = composed(*COUNTDOWN, "algorithm=soup", ONE_MINI_BATCH, f"{ACTOR}.policy_loss.loss_mode={name}", *whole)
+    trainer, metrics = make_trainer(SoupTrainer, config, WorkerGroup(config, store)), {}
+    batch, rows = recorded(store), list(store.rows.values())
+    for row in rows:  # old to the end: where the current policy samples, rounding decides which token is harmful
+        row["policy_versions"] = torch.ones_like(row["policy_versions"])
+    trainer._install_loss()
+    batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
+    trainer._update_actor(batch, metrics)
+    values, ratios = log_probs_of(rows, plain_model), []
+    for row, pi in zip(rows, values, strict=True):
+        ratios.append((pi.detach() - row["rollout_log_probs"].double()).exp())
+    advantages = [row["advantages"].double() for row in rows]
+    tau = one_bound(torch.cat(ratios), torch.cat(advantages), budget) if name == "m2po" else 0.0
+    total = torch.zeros((), dtype=torch.float64)
+    for pi, ratio, a in zip(values, ratios, advantages, strict=True):
+        if name == "ctpo":
+            total = total - running_product(pi, ratio, a).sum()
+        else:
+            moving = ratio * (pi - pi.detach()).exp()
+            total = total - torch.min(moving * a, moving.clip(math.exp(-tau), math.exp(tau)) * a).sum()
+    expected = gradient_norm(total / sum(map(len, values)), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    plain = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"]), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(plain, rel=1e-3)
+    assert metrics["actor/pg_clipfrac"] > 0
+
+
 def test_stale_negatives_have_no_gradient_behind_their_first_outlier(
     composed: Any, store: Store, plain_model: torch.nn.Module
 ) -> None:
