@@ -1,4 +1,4 @@
-"""Which prefix tokens have a gradient: decided once for a batch, before the update.
+"""Which tokens have a gradient: decided once for a batch, before the update.
 
 A threshold taken per micro-batch would depend on how the batch is split.
 """
@@ -80,3 +80,25 @@ def within_second_moment(
     kept = torch.zeros_like(prefix)
     kept[prefix] = stays
     return kept
+
+
+def behind_an_outlier(
+    log_ratio: torch.Tensor, advantages: torch.Tensor, prefix: torch.Tensor, bounds: tuple[float, float]
+) -> torch.Tensor:
+    """Tokens of stale negatives: where A < 0, those behind the first prefix token whose ratio is out of bounds.
+
+    From there on the current policy would hardly have gone this way, so that pushing it away teaches little (mu-GRPO,
+    arXiv 2605.17570; taking the ratio at the start of the update is our choice, and so are any bounds).
+
+    Args:
+        log_ratio: (batch, response_length), log pi_old - log mu, at the start of the update.
+        advantages: (batch, response_length).
+        prefix: bool, (batch, response_length).
+        bounds: of the ratio, the lower and the upper one.
+
+    Returns:
+        bool, (batch, response_length), in the prefix and behind it; the outlier itself is not among them.
+    """
+    ratio = log_ratio.double().exp()
+    outside = prefix & ((ratio < bounds[0]) | (ratio > bounds[1]))
+    return (outside.cumsum(dim=1) - outside.long() > 0) & (advantages < 0)

@@ -3,6 +3,7 @@
 In two parts: weights of a correction and advantages of `baseline=group` are the driver's, and need the first part.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ import torch
 
 from recipe.soup.algorithm.baselines import Estimate, compare
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
+from recipe.soup.algorithm.continuation_weights import continuation_metrics, continuation_weights
 from recipe.soup.algorithm.losses.registry import RATIOS
-from recipe.soup.algorithm.token_weights import trained_prefix
+from recipe.soup.algorithm.token_weights import behind_an_outlier, trained_prefix
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class UpdateChoices:
 
     Attributes:
         mixes: whether the run mixes at all; if not, the update is verl's.
+        continuation_window: its `low` and `high`.
+        negative_bounds: of `stale_negatives`; 0 and inf: none.
     """
 
     mixes: bool
@@ -28,11 +32,19 @@ class UpdateChoices:
     prefix_gradient: float
     second_moment: float | None
     loss_tokens: str
+    continuation_weight: str
+    continuation_window: tuple[float, float]
+    negative_bounds: tuple[float, float]
 
     @property
     def weighs(self) -> bool:
-        """Whether some prefix tokens may have no gradient."""
-        return self.prefix_gradient < 1 or self.second_moment is not None
+        """Whether some tokens may have no gradient."""
+        return self.prefix_gradient < 1 or self.second_moment is not None or self.stops_negatives
+
+    @property
+    def stops_negatives(self) -> bool:
+        """Whether stale negatives lose their gradient from some token on."""
+        return self.negative_bounds != (0.0, math.inf)
 
 
 def ratio_fields(rows: TrainRows, choices: UpdateChoices) -> dict[str, torch.Tensor]:
@@ -72,10 +84,42 @@ def loss_fields(
         fields |= {"advantages": advantages, "returns": advantages}
     advantages = fields.get("advantages", given["advantages"])
     trained = trained_prefix(rows, advantages, choices.prefix_gradient, choices.second_moment)
+    weights = given.get("rollout_is_weights", torch.ones_like(advantages))
+    log_ratio = rows.current_log_probs - rows.behavior_log_probs
+    stopped = torch.zeros_like(trained)
+    if choices.stops_negatives:
+        stopped = behind_an_outlier(log_ratio, advantages, rows.is_historical, choices.negative_bounds)
+        trained = trained & ~stopped
+    if choices.continuation_weight != "none":
+        behind, _ = continuation_weights(
+            log_ratio, rows.is_historical, choices.continuation_weight, choices.continuation_window
+        )
+        weights = fields["rollout_is_weights"] = torch.where(rows.is_historical, weights, weights * behind[:, None])
     if choices.weighs:
-        counts = ~rows.is_historical | trained
-        fields["rollout_is_weights"] = given.get("rollout_is_weights", torch.ones_like(advantages)) * counts
+        counts = (~rows.is_historical | trained) & ~stopped
+        fields["rollout_is_weights"] = weights * counts
         if choices.loss_tokens == "trained":
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
             fields |= {name: given[name] * counts for name in ("response_mask", "loss_mask")}
     return fields, trained
+
+
+def weight_metrics(
+    rows: TrainRows, advantages: torch.Tensor, trained: torch.Tensor, choices: UpdateChoices
+) -> dict[str, float]:
+    """What tokens weigh in a run that mixes: the share of prefix tokens with a gradient, and the continuation's weight.
+
+    Args:
+        advantages: (batch, response_length), that enter the loss.
+        trained: bool, (batch, response_length), of `loss_fields`.
+    """
+    metrics = {"soup/train/prefix/trained": trained.sum().item() / max(rows.is_historical.sum().item(), 1)}
+    if choices.continuation_weight != "none":
+        metrics |= continuation_metrics(rows, choices.continuation_weight, choices.continuation_window)
+    if choices.stops_negatives:
+        log_ratio = rows.current_log_probs - rows.behavior_log_probs
+        stopped = behind_an_outlier(log_ratio, advantages, rows.is_historical, choices.negative_bounds)
+        stopped &= rows.response_mask
+        metrics["soup/train/stale_negatives/samples"] = float(stopped.any(dim=1).sum())
+        metrics["soup/train/stale_negatives/tokens"] = float(stopped.sum())
+    return metrics

@@ -22,8 +22,20 @@ ESTIMATORS = (
 `soup` and `pass_at_k`."""
 GROUP_ONLY = ("opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline", "pass_at_k")
 """Estimators that do more than compare a sample's reward with those of its group."""
-POLICY_LOSSES = ("soup", "vanilla", "gspo", "sapo", "cispo", "clip_cov", "kl_cov", "dppo_tv", "dppo_kl")
-"""verl's losses that take a ratio against the old log-probs, and weigh tokens."""
+POLICY_LOSSES = (
+    "soup",
+    "vanilla",
+    "gspo",
+    "sapo",
+    "cispo",
+    "clip_cov",
+    "kl_cov",
+    "dppo_tv",
+    "dppo_kl",
+    "ctpo",
+    "m2po",
+)
+"""Losses that take a ratio against the old log-probs, and weigh tokens; the last two are those of `verl_ext`."""
 
 
 def check_loss(config: DictConfig, settings: SoupSettings) -> None:
@@ -42,6 +54,7 @@ def check_loss(config: DictConfig, settings: SoupSettings) -> None:
         why = f"algorithm.soup.baseline={settings.baseline} needs an estimator per sample; use soup or rloo."
         raise refuse("algorithm.adv_estimator", estimator, why)
     _check_policy_loss(config, settings)
+    _check_weight(config, settings)
     if OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False):
         _check_bypass(settings)
 
@@ -57,11 +70,26 @@ def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
         raise refuse(key, loss, "only `soup` knows algorithm.soup.ratio and prefix_clip; set it to soup.")
 
 
+def _check_weight(config: DictConfig, settings: SoupSettings) -> None:
+    """Refuse the prefix's ratios twice on the continuation."""
+    loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode", default="soup")
+    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss == "ctpo":
+        why = "actor.policy_loss.loss_mode=ctpo weighs every token by the ratios before it already; use none, or soup"
+        raise refuse("algorithm.soup.continuation_weight", settings.continuation_weight, f"{why} as loss_mode.")
+    level = OmegaConf.select(config, "algorithm.rollout_correction.rollout_is", default=None)
+    if settings.continuation_weight != "none" and settings.ratio == "decoupled" and level == "sequence":
+        why = "algorithm.rollout_correction.rollout_is=sequence weighs every token by the prefix's ratios already"
+        raise refuse("algorithm.soup.continuation_weight", settings.continuation_weight, f"{why}; use none, or token.")
+
+
 def _check_bypass(settings: SoupSettings) -> None:
     for key, value, needs in (
         ("ratio", settings.ratio, not RATIOS[settings.ratio].splices),
         ("prefix_gradient", settings.prefix_gradient, 0 < settings.prefix_gradient < 1),
         ("second_moment", settings.second_moment, settings.second_moment is not None),
+        ("continuation_weight", settings.continuation_weight, settings.continuation_weight != "none"),
+        ("stale_negatives.low", settings.stale_negatives.low, settings.stale_negatives.low is not None),
+        ("stale_negatives.high", settings.stale_negatives.high, settings.stale_negatives.high is not None),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs == "trainer"),
         ("steering.cut", settings.steering.cut, settings.selection == "steered" and settings.steering.cut == "entropy"),
     ):
@@ -80,6 +108,9 @@ def check_partial_rollouts(settings: SoupSettings) -> None:
         ("ratio", settings.ratio, settings.ratio in ("behavior", "decoupled")),
         ("prefix_gradient", settings.prefix_gradient, settings.prefix_gradient == 1),
         ("second_moment", settings.second_moment, settings.second_moment is None),
+        ("continuation_weight", settings.continuation_weight, settings.continuation_weight == "none"),
+        ("stale_negatives.low", settings.stale_negatives.low, settings.stale_negatives.low is None),
+        ("stale_negatives.high", settings.stale_negatives.high, settings.stale_negatives.high is None),
         ("baseline", settings.baseline, settings.baseline == "group"),
         ("behavior_log_probs", settings.behavior_log_probs, settings.behavior_log_probs != "trainer"),
         ("selection", settings.selection, settings.selection != "steered"),

@@ -23,6 +23,7 @@ from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
 from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.update import weight_metrics
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.filter_groups import Filtered, filled
@@ -41,6 +42,7 @@ from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.grader import Grader
 from recipe.soup.verl_adapter.missing_samples import MissingSamples
 from recipe.soup.verl_adapter.problems import Prompts, read_problems
+from recipe.soup.verl_adapter.registrations import update_choices
 from recipe.soup.verl_adapter.run_facts import run_facts
 from verl_ext.health import NOTICE
 
@@ -189,7 +191,7 @@ class Lab:
         metrics |= self.source.metrics()
         fields, trained = fields_of_loss(batch, self.settings, self.config)
         if self.settings.mixes:
-            metrics["soup/train/prefix/trained"] = float(trained.sum()) / max(int(batch.is_historical.sum()), 1)
+            metrics |= weight_metrics(batch, fields["advantages"], trained, update_choices(self.settings))
         metrics |= self.broken.before_update(step, fields["response_mask"] * fields["loss_mask"])
         metrics |= self.updater.update(samples, fields)
         metrics |= self.broken.after_update(step, metrics)

@@ -93,7 +93,7 @@ class PrefixSource(ABC):
 
     @staticmethod
     def _no_cost() -> dict[str, int]:
-        return dict.fromkeys(("requests", "arrived", "tokens", "ended"), 0)
+        return dict.fromkeys(("requests", "arrived", "tokens", "ended", "too_old"), 0)
 
     @property
     def mixes(self) -> bool:
@@ -132,12 +132,23 @@ class PrefixSource(ABC):
         """Hand out the prompts that come next, and for each its prefixes by sample."""
         chunk = self.queue.pop() or self._next_chunk()
         sharing = self.settings.samples_per_prefix
-        return chunk, [
-            {slot * sharing + sample: prefix for slot, prefix in slots.items() for sample in range(sharing)
-             # A refill may reach prompts of a later step, whose prefixes are not older than this step's version.
-             if prefix.newest < step - 1}
+        used = [
+            {slot: prefix for slot, prefix in slots.items() if self._usable(prefix, step)}
             for slots in self._prefixes(chunk, step)
-        ]  # fmt: skip
+        ]
+        return chunk, [
+            {slot * sharing + sample: prefix for slot, prefix in slots.items() for sample in range(sharing)}
+            for slots in used
+        ]
+
+    def _usable(self, prefix: Prefix, step: int) -> bool:
+        """Whether a prefix is history in this step, and not too old; what is too old is counted."""
+        oldest = self.settings.max_age
+        if oldest is not None and step - 1 - prefix.oldest > oldest:
+            self._cost["too_old"] += 1
+            return False
+        # A refill may reach prompts of a later step, whose prefixes are not older than this step's version.
+        return prefix.newest < step - 1
 
     @abstractmethod
     def _prefixes(self, chunk: Chunk, step: int) -> list[dict[int, Prefix]]:
@@ -202,6 +213,7 @@ class PrefixSource(ABC):
             "soup/cost/seed_tokens": cost["tokens"],
             "soup/cost/seeds_lost": cost["requests"] - cost["arrived"],
             "soup/cost/seeds_ended": cost["ended"],
+            "soup/cost/too_old": cost["too_old"],
             "soup/bank/prefixes": len(self.bank),
             "soup/bank/bytes": self.bank.nbytes,
             "soup/queue/prompts": len(self.queue),

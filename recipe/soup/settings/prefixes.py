@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from recipe.soup.settings.group import Group, Number, Whole, key
 from recipe.soup.settings.prefix_length import PrefixLengthSettings
 from recipe.soup.settings.schedules import Schedules
-from recipe.soup.settings.snapshot import SnapshotSettings
+from recipe.soup.settings.snapshot import POLICIES, SnapshotSettings
 from recipe.soup.settings.steering import SteeringSettings
 
 
@@ -39,6 +39,15 @@ class PrefixSettings(Group):
         "from 1 to `lag` (`uniform`), or the same with a probability that halves every quarter of `lag` "
         "(`geometric`).",
         when="A pool of past policies rather than one.",
+    )
+    max_age: Whole | None = key(
+        None,
+        "Prefixes with a token that is more than so many updates old are dropped when their prompt's turn comes, and "
+        "counted (`soup/cost/too_old`); their samples are pure. null: none is too old.",
+        when="With `replay`, whose prefixes are as old as the prompt's last visit, or older where they were replayed "
+        "themselves; with `snapshot.policy=pool`.",
+        ge=1,
+        advice="a historical prefix is 1 update old or more; null for no limit.",
     )
     mixed_share: Number = key(
         0.5,
@@ -129,6 +138,17 @@ class PrefixSettings(Group):
     def largest_lag(self) -> int:
         """Over the whole run, in updates."""
         return max(self.lag, round(self.schedules.lag.end or 0))
+
+    @model_validator(mode="after")
+    def _check_age(self) -> Self:
+        lagged = self.source == "lookahead" or (self.source == "snapshot" and self.snapshot.policy == "lagged")
+        oldest = self.largest_lag + (self.snapshot.every - 1 if self.source == "snapshot" else 0)
+        fits = self.max_age is None or not (self.mixes and lagged) or self.max_age >= oldest
+        self.demand("max_age", fits, f"prefixes are up to {oldest} updates old by algorithm.soup.lag; use as many.")
+        foreign = self.source == "snapshot" and self.snapshot.policy not in POLICIES
+        known = self.max_age is None or not foreign
+        self.demand("max_age", known, "another run's policy has no age in updates of this one; use null.")
+        return self
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

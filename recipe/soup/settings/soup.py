@@ -67,6 +67,8 @@ class SoupSettings(LossSettings, PrefixSettings):
     def _check_loss_of_prefixes(self) -> Self:
         useless = self.prefix_gradient == 0 and self.prefix_length.distribution == "whole"
         self.demand("prefix_gradient", not useless, "samples that are all prefix would teach nothing.")
+        behind = self.continuation_weight == "none" or self.prefix_length.distribution != "whole"
+        self.demand("continuation_weight", behind, "nothing comes after a prefix that is a whole response; use none.")
         shares = self.baseline != "two_level" or self.samples_per_prefix > 1
         why = "compares samples that share a prefix; set algorithm.soup.samples_per_prefix to 2 or more."
         self.demand("baseline", shares, why)

@@ -18,6 +18,7 @@ from verl.trainer.ppo.core_algos import (
     register_policy_loss,
 )
 
+import verl_ext.policy_losses  # noqa: F401  registers `ctpo` and `m2po`
 from recipe.soup.algorithm.baselines import Estimate
 from recipe.soup.algorithm.loss_metrics import loss_sums
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
@@ -138,6 +139,9 @@ def update_choices(settings: SoupSettings) -> UpdateChoices:
         prefix_gradient=settings.prefix_gradient,
         second_moment=settings.second_moment,
         loss_tokens=settings.loss_tokens,
+        continuation_weight=settings.continuation_weight,
+        continuation_window=(settings.continuation_window.low, settings.continuation_window.high),
+        negative_bounds=settings.stale_negatives.bounds,
     )
 
 

@@ -16,7 +16,7 @@ from verl.workers.utils.padding import response_to_nested
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
 from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
-from recipe.soup.algorithm.update import loss_fields, ratio_fields
+from recipe.soup.algorithm.update import loss_fields, ratio_fields, weight_metrics
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
 from recipe.soup.verl_adapter.recompute import recompute
 from recipe.soup.verl_adapter.registrations import group_estimate, update_choices
@@ -175,10 +175,9 @@ class UpdateStage(Stage):
             given: what verl has decided, (batch, response_length).
             like: the nested response mask.
         """
-        estimate = group_estimate(self.config.algorithm)
-        fields, trained = loss_fields(rows, given, update_choices(self.settings), estimate)
-        tokens = rows.is_historical.sum().item()
-        metrics["soup/train/prefix/trained"] = trained.sum().item() / tokens if tokens else 0.0
+        choices, estimate = update_choices(self.settings), group_estimate(self.config.algorithm)
+        fields, trained = loss_fields(rows, given, choices, estimate)
+        metrics.update(weight_metrics(rows, (given | fields)["advantages"], trained, choices))
         if fields:
             store(batch, like, fields)
         return fields

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.algorithm.token_weights import highest_entropy, within_second_moment
+from recipe.soup.algorithm.token_weights import behind_an_outlier, highest_entropy, within_second_moment
 
 Place = tuple[int, int]
 
@@ -182,3 +182,27 @@ def test_a_batch_without_a_prefix_keeps_nothing_by_second_moment() -> None:
     assert kept.shape == prefix.shape
     assert kept.dtype == torch.bool
     assert not kept.any()
+
+
+# ---------------------------------------------------------------------- stale negatives
+
+
+@given(seed=st.integers(0, 10**6), bounds=st.sampled_from([(0.5, 2.0), (0.0, 1.5), (0.8, math.inf), (1.0, 1.0)]))
+@settings(deadline=None)
+def test_a_negative_is_stopped_behind_its_first_outlier_against_a_loop(seed: int, bounds: tuple[float, float]) -> None:
+    log_ratio, advantages, prefix = random_ratios(seed)
+    stopped = behind_an_outlier(torch.where(prefix, log_ratio, torch.nan), advantages, prefix, bounds)
+    for row in range(len(prefix)):
+        seen = False
+        for t in range(prefix.size(1)):
+            assert bool(stopped[row, t]) == (seen and advantages[row, t].item() < 0)
+            ratio = math.exp(log_ratio[row, t].item())
+            seen |= bool(prefix[row, t]) and not bounds[0] <= ratio <= bounds[1]
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None)
+def test_without_bounds_or_without_an_age_no_negative_is_stopped(seed: int) -> None:
+    log_ratio, advantages, prefix = random_ratios(seed)
+    assert not behind_an_outlier(log_ratio, advantages, prefix, (0.0, math.inf)).any()
+    assert not behind_an_outlier(torch.zeros_like(log_ratio), advantages, prefix, (1.0, 1.0)).any()

@@ -196,3 +196,29 @@ def test_nothing_is_fetched_ahead_and_a_resumed_run_goes_on(tmp_path: Path) -> N
             assert {s: (p.token_ids.tolist(), p.version_spans) for s, p in slots.items()} == {
                 s: (p.token_ids.tolist(), p.version_spans) for s, p in wanted.items()
             }
+
+
+def test_what_is_older_than_max_age_is_dropped_and_counted_and_nothing_else() -> None:
+    """Six prompts, three a step: a prompt's last visit is two steps ago, and replayed tokens may be older."""
+    length = PrefixLengthSettings(distribution="uniform", min=1, max=4)
+    free, bound = Run(length, share=1.0), Run(length, share=1.0, max_age=3)
+    dropped = 0
+    for step in range(1, 30):
+        used = bound.step(step)
+        assert all(step - 1 - prefix.oldest <= 3 for slots in used for prefix in slots.values())
+        counted = bound.source.metrics()["soup/cost/too_old"]
+        # Four prefixes were kept for each of three prompts; those that are not there were dropped.
+        assert counted == (sum(4 - len(slots) for slots in used) if step > 2 else 0)
+        dropped += counted
+        free.step(step)
+    assert dropped > 0
+    assert free.source.metrics()["soup/cost/too_old"] == 0
+
+
+def test_max_age_keeps_what_is_exactly_as_old_and_none_that_is_one_update_older() -> None:
+    length = PrefixLengthSettings(distribution="fixed", min=1, max=3)
+    for max_age, slots in ((2, {0, 1}), (1, set())):
+        run = Run(length, max_age=max_age)
+        run.step(1)
+        run.step(2)
+        assert [set(found) for found in run.step(3)] == [slots] * 3  # sampled by version 0, in a step of version 2

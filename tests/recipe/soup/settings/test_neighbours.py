@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from recipe.soup.checks.losses import check_loss
 from recipe.soup.run_settings import run_settings
 
+GROUPS = ("algorithm.", "actor_rollout_ref.")
 README = Path(__file__).parents[4] / "recipe" / "soup" / "README.md"
 
 
@@ -20,16 +22,18 @@ def rows() -> dict[str, list[str]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 3 and "=" in cells[1]:
             given = " ".join(re.findall("`([^`]*)`", cells[1])).split()
-            found[cells[0]] = [one if one.startswith("algorithm.") else f"algorithm.soup.{one}" for one in given]
+            found[cells[0]] = [one if one.startswith(GROUPS) else f"algorithm.soup.{one}" for one in given]
     return found
 
 
 def test_the_table_is_there() -> None:
-    assert len(rows()) == 8
+    assert len(rows()) == 11
 
 
 @pytest.mark.parametrize("method", rows())
 def test_each_neighbour_is_accepted(method: str, composed: Callable[..., DictConfig]) -> None:
     config = composed("algorithm=soup", *rows()[method])
     settings = run_settings(config)
+    if settings.mixes:
+        check_loss(config, settings)
     assert settings.mixes == (method != "GRPO")

@@ -6,6 +6,7 @@ that of a loss that is written down here anew and differentiated through plain t
 """
 
 import copy
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -67,15 +68,21 @@ def loss_of(
     term: Term,
     weights: list[torch.Tensor] | None = None,
     on_the_rest: Term = TERMS["detached"],  # a ratio of one, which no clip touches
+    behind: list[float] | None = None,
 ) -> torch.Tensor:
-    """Token mean of the negative objective, over all response tokens; `weights` of the prefix tokens of each row."""
+    """Token mean of the negative objective, over all response tokens.
+
+    Args:
+        weights: of the prefix tokens of each row.
+        behind: the weight of each row's other tokens.
+    """
     total, count = torch.zeros((), dtype=torch.float64), 0
     for i, (row, pi) in enumerate(zip(rows, log_probs_of(rows, model), strict=True)):
         prefix = row["policy_versions"] < STEP - 1
         a = row["advantages"].double()
         objective = torch.empty_like(pi)
         mu = row["rollout_log_probs"].double()
-        objective[~prefix] = on_the_rest(pi, mu, a)[~prefix]
+        objective[~prefix] = on_the_rest(pi, mu, a)[~prefix] * (behind[i] if behind is not None else 1)
         on_prefix = term(pi, mu, a)[prefix]
         objective[prefix] = on_prefix * (weights[i][prefix] if weights is not None else 1)
         total, count = total - objective.sum(), count + len(pi)
@@ -192,6 +199,110 @@ def test_prefix_tokens_without_a_gradient_count_in_the_mean_unless_told_otherwis
     fewer, _ = run(composed, store, override, "algorithm.soup.loss_tokens=trained")
     counted = all_tokens - prefix + trained
     assert fewer["actor/grad_norm"] == pytest.approx(expected * all_tokens / counted, rel=1e-4)
+
+
+BEHIND = {
+    "product": lambda ratios: math.prod(ratios),
+    "min": lambda ratios: min(ratios, default=1.0),
+    "window": lambda ratios: min(
+        max(math.prod(ratios), math.exp(-0.1 * len(ratios) ** 0.5)), math.exp(0.2 * len(ratios) ** 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+@pytest.mark.parametrize("ratio", ["behavior", "decoupled", "shaped"])
+def test_what_comes_behind_a_prefix_is_weighed(
+    kind: str, ratio: str, composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    window = ["algorithm.soup.continuation_window.low=0.1", "algorithm.soup.continuation_window.high=0.2"]
+    overrides = [f"algorithm.soup.ratio={ratio}", f"algorithm.soup.continuation_weight={kind}", *window]
+    metrics, rows = run(composed, store, *overrides)
+    add_log_ratios(rows, plain_model)
+    behind = [BEHIND[kind](row["log_ratio"][row["policy_versions"] < STEP - 1].exp().tolist()) for row in rows]
+    rest = TERMS["decoupled" if ratio == "decoupled" else "detached"]
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS[ratio], on_the_rest=rest, behind=behind), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    unweighed = gradient_norm(loss_of(rows, plain_model, TERMS[ratio], on_the_rest=rest), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(unweighed, rel=1e-3)
+    continued = [0 < int((row["policy_versions"] < STEP - 1).sum()) < len(row["responses"]) for row in rows]
+    weights = [weight for weight, goes_on in zip(behind, continued, strict=True) if goes_on]
+    assert metrics["soup/train/continuation/weight/mean"] == pytest.approx(sum(weights) / len(weights), rel=1e-5)
+    assert metrics["soup/train/continuation/weight/max"] == pytest.approx(max(weights), rel=1e-5)
+    assert (metrics["soup/train/continuation/weight/clipped"] > 0) == (kind == "window")
+
+
+def running_product(pi: torch.Tensor, ratio: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """CTPO's objective of one response; `ratio` is a constant, the gradient goes through `pi`."""
+    root = torch.arange(1, len(pi) + 1).sqrt()
+    c = ratio.cumprod(0) * (pi - pi.detach()).exp()
+    objective = torch.min(c * a, torch.min(torch.max(c, (-0.025 * root).exp()), (0.05 * root).exp()) * a)
+    return torch.where(a < 0, torch.max(objective, (0.05 * root).exp() * a), objective)
+
+
+def one_bound(all_ratios: torch.Tensor, all_a: torch.Tensor, budget: float) -> float:
+    """M2PO's tau of a batch, by trying every one of a fine grid."""
+    squares = all_ratios.log()[((all_ratios > 1) & (all_a > 0)) | ((all_ratios < 1) & (all_a < 0))] ** 2
+    assert float(squares.mean()) > budget
+    grid = torch.linspace(0, float(squares.max()) ** 0.5, 20_001, dtype=torch.float64)
+    return max(float(tau) for tau in grid if float(squares.clip(max=float(tau) ** 2).mean()) <= budget)
+
+
+@pytest.mark.parametrize("name", ["ctpo", "m2po"])
+def test_published_losses_take_each_tokens_ratio_against_who_sampled_it(
+    name: str, composed: Any, store: Store, plain_model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = 0.002  # of the recorded batch more than 0.04 is nowhere reached
+    monkeypatch.setattr("verl_ext.policy_losses.M2PO_BUDGET", budget)
+    whole = [f"{ACTOR}.ppo_micro_batch_size_per_gpu=64"]  # M2PO's bound is a micro-batch's
+    config = composed(*COUNTDOWN, "algorithm=soup", ONE_MINI_BATCH, f"{ACTOR}.policy_loss.loss_mode={name}", *whole)
+    trainer, metrics = make_trainer(SoupTrainer, config, WorkerGroup(config, store)), {}
+    batch, rows = recorded(store), list(store.rows.values())
+    for row in rows:  # old to the end: where the current policy samples, rounding decides which token is harmful
+        row["policy_versions"] = torch.ones_like(row["policy_versions"])
+    trainer._install_loss()
+    batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
+    trainer._update_actor(batch, metrics)
+    values, ratios = log_probs_of(rows, plain_model), []
+    for row, pi in zip(rows, values, strict=True):
+        ratios.append((pi.detach() - row["rollout_log_probs"].double()).exp())
+    advantages = [row["advantages"].double() for row in rows]
+    tau = one_bound(torch.cat(ratios), torch.cat(advantages), budget) if name == "m2po" else 0.0
+    total = torch.zeros((), dtype=torch.float64)
+    for pi, ratio, a in zip(values, ratios, advantages, strict=True):
+        if name == "ctpo":
+            total = total - running_product(pi, ratio, a).sum()
+        else:
+            moving = ratio * (pi - pi.detach()).exp()
+            total = total - torch.min(moving * a, moving.clip(math.exp(-tau), math.exp(tau)) * a).sum()
+    expected = gradient_norm(total / sum(map(len, values)), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    plain = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"]), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(plain, rel=1e-3)
+    assert metrics["actor/pg_clipfrac"] > 0
+
+
+def test_stale_negatives_have_no_gradient_behind_their_first_outlier(
+    composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    bounds = ["algorithm.soup.stale_negatives.low=0.9", "algorithm.soup.stale_negatives.high=1.1"]
+    metrics, rows = run(composed, store, *bounds)
+    add_log_ratios(rows, plain_model)
+    kept, stopped = [], 0
+    for row in rows:
+        prefix, ratio = row["policy_versions"] < STEP - 1, row["log_ratio"].exp()
+        outliers = (prefix & ((ratio < 0.9) | (ratio > 1.1))).nonzero()[:, 0].tolist()
+        weights = torch.ones(len(ratio), dtype=torch.float64)
+        if outliers and float(row["advantages"][0]) < 0:
+            weights[outliers[0] + 1 :] = 0
+        kept.append(weights)
+        stopped += int((weights == 0).sum())
+    behind = [float(weights[-1]) for weights in kept]  # what comes behind a prefix is stopped as a whole
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"], kept, behind=behind), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    everything = gradient_norm(loss_of(rows, plain_model, TERMS["behavior"]), plain_model)
+    assert metrics["actor/grad_norm"] != pytest.approx(everything, rel=1e-3)
+    assert metrics["soup/train/stale_negatives/tokens"] == stopped > 0
 
 
 def test_decoupled_weights_are_verls_truncated_ones(composed: Any, store: Store) -> None:
