@@ -64,6 +64,8 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
     settings = run_settings(config)
     if not settings.mixes:
         return {SOURCE: NOTHING}
+    if settings.source == "dataset":
+        return {SOURCE: "dataset"}  # nothing is kept: each prompt brings its own
     origin = {f"{SoupSettings.path}.{name}": attrgetter(name)(settings) for name in _names(settings)}
     for key in OF_CONFIG:
         value = OmegaConf.select(config, key, default=None)

@@ -10,13 +10,14 @@ import torch
 
 from recipe.soup.algorithm.baselines import Estimate, compare
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
+from recipe.soup.algorithm.gates import samples_that_count, without
 from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.token_weights import trained_prefix
 
 
 @dataclass(frozen=True)
 class UpdateChoices:
-    """How historical tokens enter the update: the values of the keys of these names under `algorithm.soup`.
+    """How prefixes enter the update: the values of the keys of these names under `algorithm.soup`.
 
     Attributes:
         mixes: whether the run mixes at all; if not, the update is verl's.
@@ -28,6 +29,8 @@ class UpdateChoices:
     prefix_gradient: float
     second_moment: float | None
     loss_tokens: str
+    gate: str = "always"
+    gate_successes: int = 0
 
     @property
     def weighs(self) -> bool:
@@ -46,7 +49,7 @@ def ratio_fields(rows: TrainRows, choices: UpdateChoices) -> dict[str, torch.Ten
     spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
     return {
         "old_log_probs": spliced if splices else rows.current_log_probs,
-        "prefix_mask": rows.is_historical.long(),
+        "prefix_mask": rows.is_prefix.long(),
     }
 
 
@@ -66,14 +69,19 @@ def loss_fields(
     """
     fields: dict[str, torch.Tensor] = {}
     if not choices.mixes:
-        return fields, rows.is_historical
-    if choices.baseline != "group":
+        return fields, rows.is_prefix
+    if choices.gate != "always":
+        kept = samples_that_count(rows, choices.gate, choices.gate_successes)
+        rows = without(rows, kept)
+        fields |= {name: given[name] * kept[:, None] for name in ("response_mask", "loss_mask")}
+        given = {**given, **fields}
+    if choices.baseline != "group" or choices.gate != "always":
         advantages = compare(rows, choices.baseline, estimate) * given["response_mask"]
         fields |= {"advantages": advantages, "returns": advantages}
     advantages = fields.get("advantages", given["advantages"])
     trained = trained_prefix(rows, advantages, choices.prefix_gradient, choices.second_moment)
     if choices.weighs:
-        counts = ~rows.is_historical | trained
+        counts = ~rows.is_prefix | trained
         fields["rollout_is_weights"] = given.get("rollout_is_weights", torch.ones_like(advantages)) * counts
         if choices.loss_tokens == "trained":
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.

@@ -36,7 +36,7 @@ class ClipSettings(Group):
 class LossSettings(Group):
     """Keys that stand at the top of `algorithm.soup`."""
 
-    ratio: Literal["behavior", "decoupled", "detached", "shaped", "luffy"] = key(
+    ratio: Literal["behavior", "decoupled", "detached", "shaped", "luffy", "nll"] = key(
         "behavior",
         "How the prefix enters the loss: one of the formulas in the table of ratios.",
         origin="paper: `behavior`, every token's ratio against the policy that sampled it",
@@ -48,6 +48,13 @@ class LossSettings(Group):
         origin="LUFFY's value",
         gt=0,
         advice="r/(r+gamma) needs a number above 0.",
+    )
+    nll_coefficient: Number = key(
+        1.0,
+        "Weight of the log-likelihood with `ratio=nll`.",
+        origin="UFT: 0.001",
+        gt=0,
+        advice="imitation needs a weight above 0.",
     )
     prefix_clip: ClipSettings = Field(default_factory=ClipSettings)
     prefix_gradient: Number = key(

@@ -11,6 +11,8 @@ from recipe.soup.settings.group import Number, Whole, key, text
 from recipe.soup.settings.loss import LossSettings
 from recipe.soup.settings.prefixes import PrefixSettings
 
+RATIOS_WITHOUT_POLICY = ("luffy", "detached", "nll")
+"""The ratios that ask for no log-prob of whoever wrote a token."""
 SEE = "see `algorithm.soup` in recipe/soup/README.md."
 NEEDED = {
     "int": "must be a whole number",
@@ -53,6 +55,39 @@ class SoupSettings(LossSettings, PrefixSettings):
         "once and counts (`soup/train/broken/*`). verl goes on without a word.",
         when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
     )
+
+    @model_validator(mode="after")
+    def _check_demonstrations(self) -> Self:
+        gate, whole = self.demonstrations.gate, self.prefix_length.distribution == "whole"
+        if self.source != "dataset":
+            self.demand("ratio", self.ratio != "nll", "imitates demonstrations; use it with source=dataset.")
+            why = "chooses among demonstrations; use it with source=dataset."
+            self.demand("demonstrations.gate", gate == "always", why)
+            return self
+        unknown = "no policy is known for the tokens of source=dataset; use"
+        self.demand("ratio", self.ratio in RATIOS_WITHOUT_POLICY, f"{unknown} {', '.join(RATIOS_WITHOUT_POLICY)}.")
+        self.demand("second_moment", self.second_moment is None, f"{unknown} null.")
+        self.demand("behavior_log_probs", self.behavior_log_probs != "trainer", f"{unknown} auto.")
+        self.demand("selection", self.selection == "random", "source=dataset draws among demonstrations; use random.")
+        alone = gate != "successes" or (self.ratio == "nll" and whole)
+        why = "demonstrations that stand alone have nothing to be compared with; use it with ratio=nll and"
+        self.demand("demonstrations.gate", alone, f"{why} prefix_length.distribution=whole.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_steered(self) -> Self:
+        if self.selection != "steered":
+            return self
+        outcome = "it needs responses whose reward is known; use source=replay."
+        self.demand("selection", self.source == "replay", outcome)
+        decides = "selection=steered decides each length (algorithm.soup.steering); use"
+        self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
+        self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
+        moves = self.schedules.prefix_length.moves
+        self.demand("schedules.prefix_length.shape", not moves, "use steering.withdraw with selection=steered.")
+        self.demand("samples_per_prefix", self.samples_per_prefix == 1, "selection=steered shares no prefixes; use 1.")
+        self.demand("on_eos", self.on_eos == "keep", "a steered prefix never ends its response; use keep.")
+        return self
 
     @model_validator(mode="after")
     def _check_loss_of_prefixes(self) -> Self:

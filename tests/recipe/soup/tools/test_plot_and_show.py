@@ -241,7 +241,7 @@ def test_only_what_matches(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     soup(monkeypatch, "show", run, "--match", r"⟧=\d$")
     assert "⟦3+\n5⟧=8" in capsys.readouterr().out
     soup(monkeypatch, "show", run, "--match", r"⟧=\d\d")
-    assert "No sample here has a historical prefix and ⟧=" in capsys.readouterr().out
+    assert "No sample here has a prefix and ⟧=" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--match=\\[: no regular expression"):
         soup(monkeypatch, "show", run, "--match", "[")
 
@@ -253,7 +253,7 @@ def test_no_prefixes_are_said_to_be_none(
         rows = [{**json.loads(line), "prefix_length": 0} for line in dump.read_text().splitlines()]
         dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
     soup(monkeypatch, "show", run)
-    assert "No sample here has a historical prefix; --all shows" in capsys.readouterr().out
+    assert "No sample here has a prefix; --all shows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
