@@ -76,7 +76,7 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
 
 def _names(settings: SoupSettings) -> Iterator[str]:
     """The keys that say where prefixes come from, as far as these settings heed them."""
-    without = ["resume_bank", *ENGINE]
+    without = ["resume_bank", "demonstrations", *ENGINE]
     without += [] if settings.source == "snapshot" else ["snapshot"]
     without += [] if settings.selection == "steered" else ["steering"]
     without += BY_LAG if settings.source == "replay" else []

@@ -34,9 +34,9 @@ def mixed_samples(batch: KVBatchMeta, rows: TrainRows, tokenizer: Any, count: in
     )
     shown = []
     for i, prompt, response in zip(chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True):
-        versions = sorted(set(rows.policy_versions[i][rows.response_mask[i]].tolist()))
-        head = f"(training, versions {', '.join(map(str, versions))}) "
         sampled = rows.policy_versions[i] != NOBODY
+        versions = sorted(set(rows.policy_versions[i][rows.response_mask[i] & sampled].tolist()))
+        head = f"(training, versions {', '.join(map(str, versions))}) " if versions else "(training, a demonstration) "
         text = marked(tokenizer, response.tolist(), rows.is_prefix[i].tolist(), sampled.tolist())
         shown.append([head + tokenizer.decode(prompt.tolist(), skip_special_tokens=True), text, float(rows.rewards[i])])
     return shown

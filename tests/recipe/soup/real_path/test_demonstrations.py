@@ -50,7 +50,7 @@ def test_verify_skips_demonstrations_and_is_exact_for_all_other_tokens(
     demonstrated: RealRun, countdown_dir: Path
 ) -> None:
     compared = verify(demonstrated.samples, demonstrated.checkpoints, str(countdown_dir / "base_model"))
-    assert_exact(compared, Bounds(expect=("continuation",)))
+    assert_exact(compared, Bounds(expected=("continuation",)))
     rows = [row for step in read_samples(demonstrated.samples).values() for row in step]
     known = sum(version != -2 for row in rows for version in row["policy_versions"])
     assert compared["prefix"].claimed == []
