@@ -6,7 +6,9 @@ available numbers, and its result becomes available in their place; the last res
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 MAX_VALUE = 99
@@ -64,6 +66,26 @@ def random_trace(numbers: tuple[int, ...], rng: random.Random) -> tuple[str, int
             available[:2] = [value]
         else:
             return ",".join(steps), available[0]
+
+
+def solutions(problem: Problem) -> list[str]:
+    """Every correct response in which no value is above `MAX_VALUE`, in the order of the alphabet."""
+
+    def steps(available: tuple[int, ...]) -> Iterator[str]:
+        for i, j in permutations(range(len(available)), 2):
+            a, b = available[i], available[j]
+            rest = tuple(value for k, value in enumerate(available) if k not in (i, j))
+            for symbol, operation in OPERATIONS.items():
+                value = operation(a, b)
+                if not 0 <= value <= MAX_VALUE:
+                    continue
+                text = f"{a}{symbol}{b}={value}"
+                if rest:
+                    yield from (f"{text},{further}" for further in steps((value, *rest)))
+                elif value == problem.target:
+                    yield text
+
+    return sorted(set(steps(problem.numbers)))
 
 
 def random_problem(rng: random.Random, size: int = 3) -> Problem:

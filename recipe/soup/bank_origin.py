@@ -64,6 +64,8 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
     settings = run_settings(config)
     if not settings.mixes:
         return {SOURCE: NOTHING}
+    if settings.source == "dataset":
+        return {SOURCE: "dataset"}  # nothing is kept: each prompt brings its own
     origin = {f"{SoupSettings.path}.{name}": attrgetter(name)(settings) for name in _names(settings)}
     for key in OF_CONFIG:
         value = OmegaConf.select(config, key, default=None)
@@ -74,7 +76,7 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
 
 def _names(settings: SoupSettings) -> Iterator[str]:
     """The keys that say where prefixes come from, as far as these settings heed them."""
-    without = ["resume_bank", *ENGINE]
+    without = ["resume_bank", "demonstrations", *ENGINE]
     without += [] if settings.source == "snapshot" else ["snapshot"]
     without += [] if settings.selection == "steered" else ["steering"]
     without += BY_LAG if settings.source == "replay" else []

@@ -73,7 +73,7 @@ def _param_dtype(config: DictConfig) -> str:
 
 
 def _needs_none(settings: SoupSettings) -> bool:
-    return settings.ratio in ("detached", "luffy") and settings.second_moment is None
+    return settings.ratio in ("detached", "luffy", "nll") and settings.second_moment is None
 
 
 def _bypasses(config: DictConfig) -> bool:

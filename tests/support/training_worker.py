@@ -158,6 +158,14 @@ def with_tools(store: Store) -> None:
             row[mask][answer] = 0
 
 
+def as_demonstrations(store: Store) -> None:
+    """Have the prefixes come from a data set: nobody knows who wrote them."""
+    for row in store.rows.values():
+        shown = row["policy_versions"] < STEP - 1
+        row["policy_versions"][shown] = NOBODY
+        row["rollout_log_probs"][shown] = 0
+
+
 def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = None) -> Any:
     """One of verl's trainers as it is made, up to the point at which it starts Ray's workers.
 
@@ -177,7 +185,13 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = 
 
 
 def update(
-    cls: type, config: DictConfig, store: Store, loss: bool, mixed: bool, tools: bool = False
+    cls: type,
+    config: DictConfig,
+    store: Store,
+    loss: bool,
+    mixed: bool,
+    tools: bool = False,
+    demonstrations: bool = False,
 ) -> tuple[WorkerGroup, dict]:
     """One update from the base model on the recorded batch."""
     torch.manual_seed(0)
@@ -189,6 +203,8 @@ def update(
             row["policy_versions"] = torch.full_like(row["policy_versions"], STEP - 1)
     if tools:
         with_tools(store)
+    if demonstrations:
+        as_demonstrations(store)
     if loss:
         trainer._install_loss()
     metrics: dict = {}

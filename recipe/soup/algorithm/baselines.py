@@ -23,7 +23,7 @@ class AdvantageInputs:
     Attributes:
         rewards: (batch,), of the whole response.
         prompts: the prompt of each sample.
-        prefix: bool, (batch, response_length), tokens older than the step's version.
+        prefix: bool, (batch, response_length), tokens older than the step's version, or of a demonstration.
         response_ids: (batch, response_length); anything behind the prefix.
         estimate: advantages within groups.
     """
@@ -109,7 +109,7 @@ def compare(rows: TrainRows, baseline: str, estimate: Estimate) -> torch.Tensor:
     inputs = AdvantageInputs(
         rewards=rows.rewards[samples],
         prompts=[uid for uid, is_sample in zip(rows.uids, samples.tolist(), strict=True) if is_sample],
-        prefix=rows.is_historical[samples],
+        prefix=rows.is_prefix[samples],
         response_ids=rows.response_ids[samples],
         estimate=estimate,
     )

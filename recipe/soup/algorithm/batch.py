@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 NOBODY = -2
-"""The version of tokens that no policy sampled, such as the answers of tools."""
+"""The version of tokens of which no policy is known: what tools answered, and demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class TrainRows:
     rewards: torch.Tensor
     uids: Sequence[Hashable]
     current_version: int
+
+    @property
+    def is_demonstration(self) -> torch.Tensor:
+        """Response tokens of a data set; what tools answered is masked out."""
+        return (self.policy_versions == NOBODY) & self.response_mask
+
+    @property
+    def is_prefix(self) -> torch.Tensor:
+        """Tokens that the step's policy was given: of the past, or of a demonstration."""
+        return self.is_historical | self.is_demonstration
 
 
 def prefix_mask(policy_versions: torch.Tensor, response_mask: torch.Tensor, current_version: int) -> torch.Tensor:

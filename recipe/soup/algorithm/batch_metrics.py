@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from recipe.soup.algorithm.batch import NOBODY, TrainRows
+from recipe.soup.algorithm.gates import samples_that_count
 from recipe.soup.algorithm.losses.clipped import LOG_RATIO_LIMIT
 
 
@@ -29,10 +30,10 @@ def _min(values: torch.Tensor) -> float:
 def train_metrics(rows: TrainRows) -> dict[str, float]:
     """Segment metrics at the start of the update, before any gradient step."""
     samples = rows.response_mask.any(dim=1)
-    mixed = rows.is_historical.any(dim=1)
+    mixed = rows.is_prefix.any(dim=1)
     pure = samples & ~mixed
-    continuation = rows.response_mask & ~rows.is_historical
-    prefix_lengths = rows.is_historical.sum(dim=1)[mixed]
+    continuation = rows.response_mask & ~rows.is_prefix
+    prefix_lengths = rows.is_historical.sum(dim=1)[rows.is_historical.any(dim=1)]
     lags = (rows.current_version - rows.policy_versions)[rows.is_historical & (rows.policy_versions >= 0)]
     log_ratio = rows.current_log_probs - rows.behavior_log_probs
     prefix_ratio = log_ratio[rows.is_historical].exp()
@@ -55,7 +56,7 @@ def train_metrics(rows: TrainRows) -> dict[str, float]:
         "soup/train/prefix/ratio_at_start/max": _max(prefix_ratio),
         **{f"soup/train/prefix/{name}_at_start": value for name, value in distance.items()},
         "soup/train/prefix/entropy": _mean(rows.entropy[rows.is_historical]),
-        "soup/train/tool_tokens": float((rows.policy_versions[samples] == NOBODY).sum()),
+        "soup/train/tool_tokens": float(((rows.policy_versions == NOBODY) & ~rows.response_mask)[samples].sum()),
         "soup/train/continuation/tokens": float(continuation.sum()),
         "soup/train/continuation/entropy": _mean(rows.entropy[continuation]),
         # Between rollout engine and trainer, on tokens of the current version only: elsewhere age would show.
@@ -80,6 +81,29 @@ def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
     moved = (rows.current_log_probs - rows.behavior_log_probs)[rows.is_historical].abs()
     name = "soup/train/prefix/drift" if by_trainer else "soup/train/prefix/drift_and_mismatch"
     return {f"{name}/mean": _mean(moved), f"{name}/max": _max(moved)}
+
+
+def demonstration_metrics(rows: TrainRows, gate: str, gate_successes: int) -> dict[str, float]:
+    """What the policy makes of demonstrations, before the update, and in how many groups they count.
+
+    Returns:
+        with `nll` the mean of -log pi of their tokens, in nats; `gate_open` is a share of the prompts that have one.
+    """
+    shown = rows.is_demonstration
+    samples = shown.any(dim=1)
+    counted = samples_that_count(rows, gate, gate_successes)
+    groups = set(_select(rows.uids, samples))
+    name = "soup/train/demonstration"
+    return {
+        f"{name}/samples": float(samples.sum()),
+        f"{name}/tokens": float(shown.sum()),
+        f"{name}/share": _mean(shown[rows.response_mask]),
+        f"{name}/reward": _mean(rows.rewards[samples]),
+        f"{name}/nll": _mean(-rows.current_log_probs[shown]),
+        f"{name}/entropy": _mean(rows.entropy[shown]),
+        f"{name}/gate_open": len(set(_select(rows.uids, samples & counted))) / len(groups) if groups else 0.0,
+        f"{name}/left_out": float((rows.response_mask.any(dim=1) & ~counted).sum()),
+    }
 
 
 def divergence(log_ratio: torch.Tensor) -> dict[str, float]:

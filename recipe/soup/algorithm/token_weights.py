@@ -21,9 +21,9 @@ def trained_prefix(
     Returns:
         bool, (batch, response_length).
     """
-    trained = rows.is_historical.clone()
+    trained = rows.is_prefix.clone()
     if prefix_gradient < 1:
-        trained &= highest_entropy(rows.entropy, rows.is_historical, prefix_gradient)
+        trained &= highest_entropy(rows.entropy, rows.is_prefix, prefix_gradient)
     if second_moment is not None:
         log_ratio = rows.current_log_probs - rows.behavior_log_probs
         trained &= within_second_moment(log_ratio, advantages, rows.is_historical, second_moment)

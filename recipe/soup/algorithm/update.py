@@ -12,13 +12,14 @@ import torch
 from recipe.soup.algorithm.baselines import Estimate, compare
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
 from recipe.soup.algorithm.continuation_weights import continuation_metrics, continuation_weights
+from recipe.soup.algorithm.gates import samples_that_count, without
 from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.token_weights import behind_an_outlier, trained_prefix
 
 
 @dataclass(frozen=True)
 class UpdateChoices:
-    """How historical tokens enter the update: the values of the keys of these names under `algorithm.soup`.
+    """How prefixes enter the update: the values of the keys of these names under `algorithm.soup`.
 
     Attributes:
         mixes: whether the run mixes at all; if not, the update is verl's.
@@ -35,6 +36,8 @@ class UpdateChoices:
     continuation_weight: str
     continuation_window: tuple[float, float]
     negative_bounds: tuple[float, float]
+    gate: str = "always"
+    gate_successes: int = 0
 
     @property
     def weighs(self) -> bool:
@@ -58,7 +61,7 @@ def ratio_fields(rows: TrainRows, choices: UpdateChoices) -> dict[str, torch.Ten
     spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
     return {
         "old_log_probs": spliced if splices else rows.current_log_probs,
-        "prefix_mask": rows.is_historical.long(),
+        "prefix_mask": rows.is_prefix.long(),
     }
 
 
@@ -78,8 +81,13 @@ def loss_fields(
     """
     fields: dict[str, torch.Tensor] = {}
     if not choices.mixes:
-        return fields, rows.is_historical
-    if choices.baseline != "group":
+        return fields, rows.is_prefix
+    if choices.gate != "always":
+        kept = samples_that_count(rows, choices.gate, choices.gate_successes)
+        rows = without(rows, kept)
+        fields |= {name: given[name] * kept[:, None] for name in ("response_mask", "loss_mask")}
+        given = {**given, **fields}
+    if choices.baseline != "group" or choices.gate != "always":
         advantages = compare(rows, choices.baseline, estimate) * given["response_mask"]
         fields |= {"advantages": advantages, "returns": advantages}
     advantages = fields.get("advantages", given["advantages"])
@@ -96,7 +104,7 @@ def loss_fields(
         )
         weights = fields["rollout_is_weights"] = torch.where(rows.is_historical, weights, weights * behind[:, None])
     if choices.weighs:
-        counts = (~rows.is_historical | trained) & ~stopped
+        counts = (~rows.is_prefix | trained) & ~stopped
         fields["rollout_is_weights"] = weights * counts
         if choices.loss_tokens == "trained":
             # verl counts the tokens of `loss_mask`, and applies `response_mask`, to KL and entropy as well.
@@ -113,7 +121,7 @@ def weight_metrics(
         advantages: (batch, response_length), that enter the loss.
         trained: bool, (batch, response_length), of `loss_fields`.
     """
-    metrics = {"soup/train/prefix/trained": trained.sum().item() / max(rows.is_historical.sum().item(), 1)}
+    metrics = {"soup/train/prefix/trained": trained.sum().item() / max(rows.is_prefix.sum().item(), 1)}
     if choices.continuation_weight != "none":
         metrics |= continuation_metrics(rows, choices.continuation_weight, choices.continuation_window)
     if choices.stops_negatives:

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.soup.checks.demonstrations import check_demonstrations
 from recipe.soup.checks.loops import check_loops, check_tools
 from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
@@ -47,6 +48,8 @@ def check_config(config: DictConfig) -> None:
             check_partial_rollouts(settings)
     check_place(config)
     _check_data(config)
+    if settings.demonstrates:
+        check_demonstrations(config, settings)
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
     if settings.mixes:

@@ -1,5 +1,7 @@
 """Refuse combinations of losses and estimators that do not compose, at start."""
 
+from operator import attrgetter
+
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.algorithm.losses.registry import RATIOS
@@ -50,8 +52,11 @@ def check_loss(config: DictConfig, settings: SoupSettings) -> None:
         if estimator == "gae":
             why = "a critic's advantages assume that the current policy sampled every token, also those of the prefix"
         raise refuse("algorithm.adv_estimator", estimator, f"{why}; choose one of {', '.join(ESTIMATORS)}.")
-    if settings.baseline != "group" and estimator in GROUP_ONLY:
-        why = f"algorithm.soup.baseline={settings.baseline} needs an estimator per sample; use soup or rloo."
+    ours = {"baseline": settings.baseline != "group", "demonstrations.gate": settings.demonstrations.gate != "always"}
+    if any(ours.values()) and estimator in GROUP_ONLY:
+        name = next(name for name, chosen in ours.items() if chosen)
+        value = attrgetter(name)(settings)
+        why = f"algorithm.soup.{name}={value} needs an estimator per sample; use soup or rloo."
         raise refuse("algorithm.adv_estimator", estimator, why)
     _check_policy_loss(config, settings)
     _check_weight(config, settings)

@@ -22,7 +22,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
-from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.batch_metrics import demonstration_metrics, drift_metrics, lag_metrics, train_metrics
 from recipe.soup.algorithm.update import weight_metrics
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
@@ -31,6 +31,7 @@ from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.rollout import Asked, Group, Rollout
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.lab.validation import Validation
+from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
@@ -89,7 +90,8 @@ class Lab:
         self.last_step = facts.last_step
         past_weights = Path(config.trainer.default_local_dir) / "past_weights"
         engine = PastWeights(self.model, self.rollout.sample_messages, past_weights)
-        self.source = make_source(self.settings, facts, self._fetch, engine, base_model, past_weights)
+        shown = Demonstrations(self.settings.demonstrations, self.tokenizer, lambda batch: [p.row for p in batch])
+        self.source = make_source(self.settings, facts, self._fetch, engine, base_model, past_weights, shown)
         self.first_step = 1
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -188,6 +190,9 @@ class Lab:
             self._keep(collected.dropped, None)
         if self.settings.mixes_lags:
             metrics |= lag_metrics(batch)
+        if self.settings.demonstrates:
+            gate = self.settings.demonstrations
+            metrics |= demonstration_metrics(batch, gate.gate, gate.gate_successes)
         metrics |= self.source.metrics()
         fields, trained = fields_of_loss(batch, self.settings, self.config)
         if self.settings.mixes:

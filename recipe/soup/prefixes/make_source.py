@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from recipe.soup.prefixes.dataset import DatasetSource
+from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
@@ -27,21 +29,26 @@ def make_source(
     engine: HistoricalEngine | None,
     base_model: str,
     folder: Path | None,
+    demonstrations: Demonstrations | None = None,
 ) -> PrefixSource:
     """Make the source of a run: the one that the settings name, or `NoPrefixes` if they do not mix.
 
-    The last three arguments are for `snapshot` only.
+    The arguments from `engine` on are for one source only.
 
     Args:
         engine: samples with past weights; `snapshot` needs it.
         base_model: folder or name of version 0.
         folder: where snapshot files go with `storage=disk`.
+        demonstrations: of the prompts that are fetched; `dataset` needs them.
     """
     if not settings.mixes:
         return NoPrefixes(settings, facts, fetch)
     if settings.source == "snapshot":
         assert engine is not None
         return SnapshotSource(settings, facts, fetch, engine, base_model, folder)
+    if settings.source == "dataset":
+        assert demonstrations is not None
+        return DatasetSource(settings, facts, fetch, demonstrations)
     if settings.selection == "steered":
         return SteeredSource(settings, facts, fetch)
     classes = {"lookahead": LookaheadSource, "replay": ReplaySource}

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+UNKNOWN = -2
+"""The version of tokens of which no policy is known; for the mathematics `NOBODY`."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -17,7 +20,7 @@ class Prefix:
         log_probs: float32, shape (length,): natural log-probs at the rollout's temperature, under the policy that
             sampled the token.
         version_spans: (version, number of tokens) of each span that one policy sampled, in order. A version is the
-            number of updates that made the policy; -1 is a policy of another run.
+            number of updates that made the policy; -1 is a policy of another run, `UNKNOWN` none.
         complete: whether the last token ended the response, so that nothing is left to continue.
     """
 

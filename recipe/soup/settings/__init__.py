@@ -4,6 +4,7 @@ Each key has its type, bounds or choices, and a text from which the tables in re
 (`python -m recipe.soup.tools.settings_table`); rules between keys are validators beside them. Imports `errors` only.
 """
 
+from recipe.soup.settings.demonstrations import DemonstrationSettings
 from recipe.soup.settings.loss import ClipSettings
 from recipe.soup.settings.prefix_length import PrefixLengthSettings
 from recipe.soup.settings.schedules import Schedules, ScheduleSettings
@@ -14,6 +15,7 @@ __all__ = [
     "BY_AGE",
     "POLICIES",
     "ClipSettings",
+    "DemonstrationSettings",
     "PrefixLengthSettings",
     "ScheduleSettings",
     "Schedules",

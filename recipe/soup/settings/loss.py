@@ -9,6 +9,8 @@ from recipe.soup.settings.group import Group, Number, key
 
 CLIPPED = ("behavior", "decoupled")
 """The ratios for which a clip range on the prefix has a meaning."""
+TAKES_NO_RATIO = ("detached", "luffy", "nll")
+"""The ratios that need no log-prob of the policy that sampled the prefix."""
 
 
 class ClipSettings(Group):
@@ -87,7 +89,7 @@ class StaleNegativeSettings(Group):
 class LossSettings(Group):
     """Keys that stand at the top of `algorithm.soup`."""
 
-    ratio: Literal["behavior", "decoupled", "detached", "shaped", "luffy"] = key(
+    ratio: Literal["behavior", "decoupled", "detached", "shaped", "luffy", "nll"] = key(
         "behavior",
         "How the prefix enters the loss: one of the formulas in the table of ratios.",
         origin="paper: `behavior`, every token's ratio against the policy that sampled it",
@@ -99,6 +101,13 @@ class LossSettings(Group):
         origin="LUFFY's value",
         gt=0,
         advice="r/(r+gamma) needs a number above 0.",
+    )
+    nll_coefficient: Number = key(
+        1.0,
+        "Weight of the log-likelihood with `ratio=nll`.",
+        origin="UFT: 0.001",
+        gt=0,
+        advice="imitation needs a weight above 0.",
     )
     prefix_clip: ClipSettings = Field(default_factory=ClipSettings)
     prefix_gradient: Number = key(
@@ -153,10 +162,10 @@ class LossSettings(Group):
         clips, unset = self.ratio in CLIPPED, f"ratio={self.ratio} has no clip; drop it."
         self.demand("prefix_clip.low", clips or self.prefix_clip.low is None, unset)
         self.demand("prefix_clip.high", clips or self.prefix_clip.high is None, unset)
-        knows = self.ratio not in ("detached", "luffy") or self.continuation_weight == "none"
+        knows = self.ratio not in TAKES_NO_RATIO or self.continuation_weight == "none"
         why = f"ratio={self.ratio} takes no ratio against the policy that sampled the prefix; use"
         self.demand("continuation_weight", knows, f"{why} none, or behavior as algorithm.soup.ratio.")
         for name, bound in (("low", self.stale_negatives.low), ("high", self.stale_negatives.high)):
-            knows = self.ratio not in ("detached", "luffy") or bound is None
+            knows = self.ratio not in TAKES_NO_RATIO or bound is None
             self.demand(f"stale_negatives.{name}", knows, f"{why} null, or behavior as algorithm.soup.ratio.")
         return self

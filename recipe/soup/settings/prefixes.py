@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from recipe.soup.settings.demonstrations import DemonstrationSettings
 from recipe.soup.settings.group import Group, Number, Whole, key
 from recipe.soup.settings.prefix_length import PrefixLengthSettings
 from recipe.soup.settings.schedules import Schedules
@@ -14,11 +15,11 @@ from recipe.soup.settings.steering import SteeringSettings
 class PrefixSettings(Group):
     """Keys that stand at the top of `algorithm.soup`."""
 
-    source: Literal["lookahead", "snapshot", "replay"] = key(
+    source: Literal["lookahead", "snapshot", "replay", "dataset"] = key(
         "lookahead",
         "Where prefixes come from: sampled `lag` updates before their prompt is trained on, by the engine that serves "
-        "the current policy (`lookahead`), sampled by kept weights in an engine of their own (`snapshot`), or cut from "
-        "the responses of the prompt's last visit (`replay`).",
+        "the current policy (`lookahead`), sampled by kept weights in an engine of their own (`snapshot`), cut from "
+        "the responses of the prompt's last visit (`replay`), or demonstrations from a column of the data (`dataset`).",
         origin="paper: an earlier checkpoint",
         when="See the table of sources.",
     )
@@ -116,6 +117,7 @@ class PrefixSettings(Group):
         when="`fresh` to go on with another source or selection, or from a checkpoint whose prefixes are lost; it "
         "holds whenever the run goes on again, so take it out then. What each change does: docs/run.md.",
     )
+    demonstrations: DemonstrationSettings = Field(default_factory=DemonstrationSettings)
     steering: SteeringSettings = Field(default_factory=SteeringSettings)
     snapshot: SnapshotSettings = Field(default_factory=SnapshotSettings)
 
@@ -127,12 +129,17 @@ class PrefixSettings(Group):
         return max(shares) > 0 and (self.largest_lag > 0 or not by_lag)
 
     @property
+    def demonstrates(self) -> bool:
+        """Whether prefixes are of a data set."""
+        return self.mixes and self.source == "dataset"
+
+    @property
     def mixes_lags(self) -> bool:
         """Whether prefixes of one run differ in age once it is warm."""
         snapshot = self.snapshot
         exact = self.source == "lookahead" or (snapshot.policy == "lagged" and snapshot.every == 1)
-        drawn = self.lag_distribution != "fixed"
-        return self.mixes and (self.source == "replay" or not exact or drawn or self.schedules.lag.moves)
+        drawn = self.lag_distribution != "fixed" or self.schedules.lag.moves
+        return self.mixes and self.source != "dataset" and (self.source == "replay" or not exact or drawn)
 
     @property
     def largest_lag(self) -> int:
@@ -153,32 +160,18 @@ class PrefixSettings(Group):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         replay, by_reward = self.source == "replay", self.selection in ("failed", "successful")
+        ageless = self.source in ("replay", "dataset")
         weights_gone = "with source=snapshot the trainer no longer holds the weights that sample; use auto or rollout."
         by_trainer = self.behavior_log_probs == "trainer"
         self.demand("behavior_log_probs", not (by_trainer and self.source == "snapshot"), weights_gone)
-        no_lag, shape = "source=replay has no lag; ", self.schedules.lag.shape
-        self.demand("schedules.lag.shape", not replay or shape == "constant", f"{no_lag}drop it.")
-        self.demand("lag_distribution", not replay or self.lag_distribution == "fixed", f"{no_lag}use fixed.")
+        no_lag, shape = f"source={self.source} has no lag; ", self.schedules.lag.shape
+        self.demand("schedules.lag.shape", not ageless or shape == "constant", f"{no_lag}drop it.")
+        self.demand("lag_distribution", not ageless or self.lag_distribution == "fixed", f"{no_lag}use fixed.")
         no_reward = "a prefix has no reward before its response is complete; use source=replay."
         self.demand("selection", replay or not by_reward, no_reward)
         chooses = self.selection == "entropic" and not replay
         why = "selection=entropic chooses among 2 or more (but source=replay among a visit's responses); otherwise use"
         self.demand("candidates", chooses == (self.candidates > 1), f"{why} 1.")
-        return self
-
-    @model_validator(mode="after")
-    def _check_steered(self) -> Self:
-        if self.selection != "steered":
-            return self
-        outcome = "it needs responses whose reward is known; use source=replay."
-        self.demand("selection", self.source == "replay", outcome)
-        decides = "selection=steered decides each length (algorithm.soup.steering); use"
-        self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
-        self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
-        moves = self.schedules.prefix_length.moves
-        self.demand("schedules.prefix_length.shape", not moves, "use steering.withdraw with selection=steered.")
-        self.demand("samples_per_prefix", self.samples_per_prefix == 1, "selection=steered shares no prefixes; use 1.")
-        self.demand("on_eos", self.on_eos == "keep", "a steered prefix never ends its response; use keep.")
         return self
 
     @model_validator(mode="after")

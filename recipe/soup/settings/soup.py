@@ -8,7 +8,7 @@ from pydantic import ValidationError, model_validator
 
 from recipe.soup.errors import first_line, refuse
 from recipe.soup.settings.group import Number, Whole, key, text
-from recipe.soup.settings.loss import LossSettings
+from recipe.soup.settings.loss import TAKES_NO_RATIO, LossSettings
 from recipe.soup.settings.prefixes import PrefixSettings
 
 SEE = "see `algorithm.soup` in recipe/soup/README.md."
@@ -62,6 +62,40 @@ class SoupSettings(LossSettings, PrefixSettings):
         ge=1,
         advice="use 1 or more samples.",
     )
+
+    @model_validator(mode="after")
+    def _check_demonstrations(self) -> Self:
+        gate, whole = self.demonstrations.gate, self.prefix_length.distribution == "whole"
+        if self.source != "dataset":
+            self.demand("ratio", self.ratio != "nll", "imitates demonstrations; use it with source=dataset.")
+            why = "chooses among demonstrations; use it with source=dataset."
+            self.demand("demonstrations.gate", gate == "always", why)
+            return self
+        unknown = "no policy is known for the tokens of source=dataset; use"
+        self.demand("ratio", self.ratio in TAKES_NO_RATIO, f"{unknown} {', '.join(TAKES_NO_RATIO)}.")
+        self.demand("second_moment", self.second_moment is None, f"{unknown} null.")
+        self.demand("max_age", self.max_age is None, f"{unknown} null.")
+        self.demand("behavior_log_probs", self.behavior_log_probs != "trainer", f"{unknown} auto.")
+        self.demand("selection", self.selection == "random", "source=dataset draws among demonstrations; use random.")
+        alone = gate != "successes" or (self.ratio == "nll" and whole)
+        why = "demonstrations that stand alone have nothing to be compared with; use it with ratio=nll and"
+        self.demand("demonstrations.gate", alone, f"{why} prefix_length.distribution=whole.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_steered(self) -> Self:
+        if self.selection != "steered":
+            return self
+        outcome = "it needs responses whose reward is known; use source=replay."
+        self.demand("selection", self.source == "replay", outcome)
+        decides = "selection=steered decides each length (algorithm.soup.steering); use"
+        self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
+        self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
+        moves = self.schedules.prefix_length.moves
+        self.demand("schedules.prefix_length.shape", not moves, "use steering.withdraw with selection=steered.")
+        self.demand("samples_per_prefix", self.samples_per_prefix == 1, "selection=steered shares no prefixes; use 1.")
+        self.demand("on_eos", self.on_eos == "keep", "a steered prefix never ends its response; use keep.")
+        return self
 
     @model_validator(mode="after")
     def _check_loss_of_prefixes(self) -> Self:

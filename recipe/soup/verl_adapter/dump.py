@@ -88,11 +88,12 @@ def columns(batch: KVBatchMeta, tokenizer: Any) -> dict[str, Any]:
             "response_ids": responses,
             "response_mask": column(lambda i: sampled[i].long()),
             "marked": column(lambda i: marked(tokenizer, *(a[i].tolist() for a in (responses, prefix, sampled)))),
-            "prefix_length": column(lambda i: prefix[i].sum()),
+            "prefix_length": column(lambda i: (prefix[i].bool() & sampled[i]).sum()),
+            "demonstration_length": column(lambda i: (prefix[i].bool() & ~sampled[i]).sum()),
             "policy_versions": arrays["policy_versions"],
             "old_log_probs": arrays["old_log_probs"],
             # They differ with `baseline=two_level` only.
-            "advantage": column(lambda i: advantages[i][sampled[i]][-1]),
+            "advantage": column(lambda i: advantages[i][sampled[i] | prefix[i].bool()][-1]),
             "prefix_advantage": column(lambda i: advantages[i][0]),
         },
     }

@@ -1,5 +1,5 @@
 """Training samples in verl's trackers (TensorBoard, wandb, mlflow, swanlab), their historical prefix in brackets, and
-what tools wrote in others.
+in others what tools wrote or a demonstration says.
 
 They stand behind verl's validation samples, which are never mixed; as many of them: `trainer.log_val_generations`.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transfer_queue import KVBatchMeta
 
-from recipe.soup.algorithm.batch import TrainRows
+from recipe.soup.algorithm.batch import NOBODY, TrainRows
 from recipe.soup.records.marks import marked
 from recipe.soup.verl_adapter.transfer_queue import fetch
 
@@ -22,7 +22,7 @@ Shown = list[Any]
 def mixed_samples(batch: KVBatchMeta, rows: TrainRows, tokenizer: Any, count: int) -> list[Shown]:
     """Up to `count` mixed samples of a step, from all over the batch."""
     real = torch.tensor([not tag.get("is_padding", False) for tag in batch.tags])
-    mixed = torch.nonzero(rows.is_historical.any(dim=1) & real)[:, 0].tolist()
+    mixed = torch.nonzero(rows.is_prefix.any(dim=1) & real)[:, 0].tolist()
     chosen = mixed[:: max(len(mixed) // count, 1)][:count]
     if not chosen:
         return []
@@ -34,9 +34,10 @@ def mixed_samples(batch: KVBatchMeta, rows: TrainRows, tokenizer: Any, count: in
     )
     shown = []
     for i, prompt, response in zip(chosen, data["prompts"].unbind(), data["responses"].unbind(), strict=True):
-        versions = sorted(set(rows.policy_versions[i][rows.response_mask[i]].tolist()))
-        head = f"(training, versions {', '.join(map(str, versions))}) "
-        text = marked(tokenizer, response.tolist(), rows.is_historical[i].tolist(), rows.response_mask[i].tolist())
+        sampled = rows.policy_versions[i] != NOBODY
+        versions = sorted(set(rows.policy_versions[i][rows.response_mask[i] & sampled].tolist()))
+        head = f"(training, versions {', '.join(map(str, versions))}) " if versions else "(training, a demonstration) "
+        text = marked(tokenizer, response.tolist(), rows.is_prefix[i].tolist(), sampled.tolist())
         shown.append([head + tokenizer.decode(prompt.tolist(), skip_special_tokens=True), text, float(rows.rewards[i])])
     return shown
 

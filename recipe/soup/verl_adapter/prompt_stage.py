@@ -11,6 +11,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
 from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
+from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
@@ -20,6 +21,7 @@ from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
 from recipe.soup.verl_adapter.step_state import Stage
+from verl_ext.health import end_run
 
 
 def without_agent_names(rows: Any, collate: Callable[[Any], dict[str, Any]], loop: str) -> dict[str, Any]:
@@ -68,10 +70,18 @@ class PromptStage(Stage):
         """Make the source, which reads prompts from the dataloader before their step."""
         self._loader_state = self.train_dataloader.state_dict
         model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder if self.history else None
-        self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder)
+        shown = Demonstrations(self.settings.demonstrations, self.tokenizer, self._columns)
+        self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder, shown)
         # A checkpoint must resume at the first prompt that was not trained on.
         resume_state = partial(self.source.resume_state, self._loader_state)
         self.train_dataloader.state_dict = resume_state  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _columns(self, batch: TensorDict) -> list[dict[str, Any]]:
+        """Of each prompt the column in which its demonstrations are, if it came through verl's dataset."""
+        column = self.settings.demonstrations.column.partition(".")[0]
+        if column not in batch:
+            end_run(f"algorithm.soup.demonstrations.column={column}: no such column in what the dataset returned.")
+        return [{column: value} for value in cast(Any, batch[column])]
 
     def _fetch_prompts(self) -> tuple[TensorDict, list[Any], dict | None]:
         state = self._loader_state() if self.config.trainer.save_freq > 0 else None

@@ -110,7 +110,8 @@ def compute_soup_policy_loss(
     """
     settings, prefix = _micro_batch.get()
     clip = clip_ranges(settings, config)
-    inputs = LossInputs(log_prob, old_log_prob, advantages, prefix, clip, settings.shaping_gamma)
+    weights = settings.shaping_gamma, settings.nll_coefficient
+    inputs = LossInputs(log_prob, old_log_prob, advantages, prefix, clip, *weights)
     outputs = RATIOS[settings.ratio].loss(inputs)
     losses = outputs.losses if rollout_is_weights is None else outputs.losses * rollout_is_weights
     loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
@@ -142,6 +143,8 @@ def update_choices(settings: SoupSettings) -> UpdateChoices:
         continuation_weight=settings.continuation_weight,
         continuation_window=(settings.continuation_window.low, settings.continuation_window.high),
         negative_bounds=settings.stale_negatives.bounds,
+        gate=settings.demonstrations.gate,
+        gate_successes=settings.demonstrations.gate_successes,
     )
 
 
@@ -186,7 +189,8 @@ def soup_loss(
     with torch.no_grad():
         log_prob = no_padding_2_padding(model_output["log_probs"], data).detach()
         clip = clip_ranges(settings, config)
-        inputs = LossInputs(log_prob, rows["old_log_probs"], rows["advantages"], prefix, clip, settings.shaping_gamma)
+        weights = settings.shaping_gamma, settings.nll_coefficient
+        inputs = LossInputs(log_prob, rows["old_log_probs"], rows["advantages"], prefix, clip, *weights)
         sums = loss_sums(inputs, RATIOS[settings.ratio].loss(inputs), rows["response_mask"])
     # verl adds up micro-batches, but takes the mean of the ranks.
     ranks = data["dp_size"]

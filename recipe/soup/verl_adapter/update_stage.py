@@ -14,7 +14,12 @@ from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
-from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.batch_metrics import (
+    demonstration_metrics,
+    drift_metrics,
+    lag_metrics,
+    train_metrics,
+)
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.algorithm.update import loss_fields, ratio_fields, weight_metrics
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
@@ -133,6 +138,9 @@ class UpdateStage(Stage):
         measured = train_metrics(rows) | drift_metrics(rows, self.settings.behavior_log_probs == "trainer")
         if self.settings.mixes_lags or self.trainer_mode != "sync":
             measured |= lag_metrics(rows)
+        if self.settings.demonstrates:
+            gate = self.settings.demonstrations
+            measured |= demonstration_metrics(rows, gate.gate, gate.gate_successes)
         if self.config.algorithm.rollout_correction.bypass_mode:  # no forward pass of the trainer, nothing to compare
             measured = {key: value for key, value in measured.items() if not NEEDS_FORWARD.search(key)}
         return measured

@@ -31,9 +31,10 @@ class LossInputs:
         old_log_probs: what the ratio is taken against: on each token of the policy that sampled it, or on all tokens
             of the current policy at rollout time (`Ratio.splices`).
         advantages: of each token.
-        prefix: bool, tokens older than the step's version.
+        prefix: bool, tokens older than the step's version, and those of demonstrations.
         clip: clip ranges.
         gamma: of the shaped ratios.
+        nll_coefficient: of `ratio=nll`.
     """
 
     log_probs: torch.Tensor
@@ -42,6 +43,7 @@ class LossInputs:
     prefix: torch.Tensor
     clip: Clip
     gamma: float = 0.1
+    nll_coefficient: float = 1.0
 
 
 @dataclass(frozen=True)

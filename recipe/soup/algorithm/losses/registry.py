@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from recipe.soup.algorithm.losses.clipped import clipped, detached
 from recipe.soup.algorithm.losses.inputs import LossInputs, LossOutputs
+from recipe.soup.algorithm.losses.nll import nll
 from recipe.soup.algorithm.losses.shaped import luffy, shaped
 
 
@@ -34,4 +35,5 @@ RATIOS: dict[str, Ratio] = {
     "detached": Ratio(detached, clips_prefix=False),
     "shaped": Ratio(shaped, clips_prefix=False),
     "luffy": Ratio(luffy, clips_prefix=False),
+    "nll": Ratio(nll, clips_prefix=False),
 }

@@ -71,13 +71,19 @@ def luffy(log_prob: float, token: Token, clip: Clip, gamma: float) -> float:
     return clipped(log_prob, token, clip, gamma)
 
 
+def nll(log_prob: float, token: Token, clip: Clip, coefficient: float) -> float:
+    return -coefficient * log_prob if token.prefix else clipped(log_prob, token, clip, coefficient)
+
+
 FORMULAS: dict[str, Formula] = {
     "behavior": clipped,
     "decoupled": clipped,
     "detached": detached,
     "shaped": shaped,
     "luffy": luffy,
+    "nll": nll,
 }
+BY_REWARD = [name for name in RATIOS if name != "nll"]
 
 
 def expected_clips(name: str, token: Token, clip: Clip) -> tuple[bool, bool, bool]:
@@ -128,6 +134,7 @@ def row(tokens: list[Token], clip: Clip, gamma: float = 0.1) -> LossInputs:
         prefix=torch.tensor([[token.prefix for token in tokens]]),
         clip=clip,
         gamma=gamma,
+        nll_coefficient=gamma,
     )
 
 
@@ -286,7 +293,7 @@ def test_without_a_prefix_it_is_verls_loss_bit_for_bit(
 def test_where_policies_agree_the_gradient_is_minus_the_advantage(name: str, seed: int) -> None:
     inputs = random_rows(seed)
     _, gradient = with_gradient(name, replace(inputs, old_log_probs=inputs.log_probs.detach()))
-    shaped_tokens = inputs.prefix if name in ("shaped", "luffy") else torch.zeros_like(inputs.prefix)
+    shaped_tokens = inputs.prefix if name in ("shaped", "luffy", "nll") else torch.zeros_like(inputs.prefix)
     assert torch.equal(gradient[~shaped_tokens], -inputs.advantages[~shaped_tokens])
     if name == "shaped":
         torch.testing.assert_close(gradient[shaped_tokens], -inputs.advantages[shaped_tokens] * 0.1 / 1.1**2)
@@ -309,7 +316,7 @@ def test_permuting_the_rows_permutes_the_losses(name: str, seed: int, order: lis
     assert torch.equal(before.mass[order], after.mass)
 
 
-@pytest.mark.parametrize("name", RATIOS)
+@pytest.mark.parametrize("name", BY_REWARD)
 @pytest.mark.parametrize("clip", [*CLIPS.values(), NO_CLIP], ids=[*CLIPS.keys(), "none"])
 def test_a_constant_reward_has_exactly_no_gradient(name: str, clip: Clip) -> None:
     for seed in range(20):
@@ -354,6 +361,16 @@ def test_luffy_takes_no_notice_of_who_sampled_the_prefix(seed: int, shift: float
     )
     assert torch.equal(before[0].losses, after[0].losses)
     assert torch.equal(before[1], after[1])
+
+
+@given(seed=st.integers(0, 10**6), shift=st.floats(-30, 30), scale=st.floats(-3, 3))
+@settings(deadline=None)
+def test_nll_imitates_whoever_wrote_the_prefix_and_whatever_it_earned(seed: int, shift: float, scale: float) -> None:
+    inputs = replace(random_rows(seed), nll_coefficient=0.25)
+    other = replace(inputs, old_log_probs=inputs.old_log_probs + shift, advantages=inputs.advantages * scale)
+    outputs, gradient = with_gradient("nll", other)
+    assert torch.equal(outputs.losses[inputs.prefix], -0.25 * inputs.log_probs[inputs.prefix])
+    assert (gradient[inputs.prefix] == -0.25).all()
 
 
 @pytest.mark.parametrize("name", RATIOS)

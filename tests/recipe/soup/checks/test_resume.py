@@ -14,6 +14,7 @@ from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.resume import IN_ORDER, REFUSED, changes
 from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.prefixes.steering import Steering
+from recipe.soup.settings.demonstrations import DemonstrationSettings
 from recipe.soup.settings.prefixes import PrefixSettings
 from recipe.soup.settings.steering import SteeringSettings
 
@@ -139,7 +140,8 @@ def test_every_key_of_prefixes_is_recorded_where_it_has_an_effect(example: Compo
     recorded = {key for config in sources for key in of(config)}
     without = {name for name, _ in PrefixSettings.every_key() if name not in recorded}
     engine = {"storage", "placement", "n_gpus", "gpu_memory_utilization", "max_num_seqs"}
-    assert without == {"resume_bank", *(f"snapshot.{key}" for key in engine)}
+    shown = {f"demonstrations.{key}" for key in DemonstrationSettings.model_fields}  # of which nothing is kept
+    assert without == {"resume_bank", *(f"snapshot.{key}" for key in engine), *shown}
     assert "lag" in of(sources[0])
     assert "lag" not in of(sources[1])
     assert "snapshot.every" not in of(sources[0])

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig
-from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
+from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, as_demonstrations, make_trainer, recorded
 from transformers import AutoModelForCausalLM
 
+from examples.countdown.build_data import to_row
+from examples.countdown.task import random_problem, solutions
 from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.sampler import sample
@@ -58,6 +61,13 @@ VARIANTS = {
     "pass@k": ["algorithm.adv_estimator=pass_at_k"],
     **{name: [f"{ACTOR}.policy_loss.loss_mode={name}"] for name in RIVALS},
     "entropy": [f"{ACTOR}.entropy_coeff=0.01", f"{ACTOR}.loss_agg_mode=seq-mean-token-mean"],
+    "imitation": [
+        "algorithm.soup.source=dataset",
+        "algorithm.soup.ratio=nll",
+        "algorithm.soup.nll_coefficient=0.1",
+        "algorithm.soup.demonstrations.gate=unsolved",
+    ],
+    "luffy": ["algorithm.soup.source=dataset", "algorithm.soup.ratio=luffy", "algorithm.soup.prefix_gradient=0.5"],
 }
 
 
@@ -71,6 +81,8 @@ def test_lab_and_verl_give_the_same_loss_and_gradient(variant: str, composed: An
     group = WorkerGroup(config, store)
     trainer = make_trainer(SoupTrainer, config, group)
     batch = recorded(store)
+    if config.algorithm.soup.source == "dataset":
+        as_demonstrations(store)
     trainer._install_loss()
     metrics: dict = {}
     batch = trainer._compute_advantage(trainer._compute_old_log_prob(batch, metrics), metrics)
@@ -198,6 +210,59 @@ def test_every_source_runs(source: str, composed: Any) -> None:
     assert metrics[-1]["soup/train/mixed/share"] > 0
     assert metrics[-1]["soup/train/prefix/kl_k3_at_start"] > 0
     assert all(set(m) == set(metrics[0]) for m in metrics)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen problems, three of them without a demonstration."""
+    rng = random.Random(0)
+    problems = [random_problem(rng) for _ in range(16)]
+    rows = [to_row(problem, i, solutions(problem)[: 2 * (i > 2)]) for i, problem in enumerate(problems)]
+    path = tmp_path_factory.mktemp("demonstrations") / "train.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+DEMONSTRATED = {
+    "luffy": ["ratio=luffy", "mixed_share=0.125", "prefix_length.distribution=whole"],
+    "prefixes": ["ratio=detached", "prefix_gradient=0.2", "prefix_length.unit=fraction", "prefix_length.min=0.1",
+                 "prefix_length.max=0.9", "baseline=separate"],
+    "context": ["ratio=nll", "prefix_gradient=0", "samples_per_prefix=2"],
+    "unsolved": ["ratio=nll", "nll_coefficient=0.1", "demonstrations.gate=unsolved"],
+    "successes": ["ratio=nll", "prefix_length.distribution=whole", "demonstrations.gate=successes"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", DEMONSTRATED)
+def test_demonstrations_in_the_lab(variant: str, composed: Any, demonstrations: Path) -> None:
+    overrides = [f"algorithm.soup.{override}" for override in ("source=dataset", *DEMONSTRATED[variant])]
+    lab = Lab(example(composed, f"data.train_files={demonstrations}", "trainer.total_epochs=2", *overrides))
+    metrics = [lab.step(step) for step in range(1, 5)]  # once over the data
+    whole = "prefix_length.distribution=whole" in DEMONSTRATED[variant]
+    per_prompt = {"luffy": 1, "successes": 2}.get(variant, 4)
+    name = "soup/train/demonstration"
+    assert sum(m[f"{name}/samples"] for m in metrics) == 13 * per_prompt
+    assert sum(m["soup/demonstrations/prompts_without"] for m in metrics) == 3
+    for m in metrics:
+        assert set(m) == set(metrics[0])
+        assert m["soup/train/prefix/tokens"] == 0
+        assert m["soup/train/continuation/engine_mismatch/max"] < 1e-4
+        assert m["soup/loss/prefix/tokens"] > 0
+        assert m["actor/grad_norm"] > 0
+        assert (m[f"{name}/left_out"] > 0) <= (variant in ("unsolved", "successes"))
+        if whole:
+            assert m[f"{name}/reward"] == 1
+            assert m["soup/train/mixed/without_continuation"] == m[f"{name}/samples"]
+    assert (sum(m[f"{name}/left_out"] for m in metrics) > 0) == (variant in ("unsolved", "successes"))
+
+
+def test_imitation_makes_demonstrations_likelier(composed: Any, demonstrations: Path) -> None:
+    """SFT in this trainer: demonstrations alone, whatever the policy solves."""
+    overrides = ["source=dataset", "ratio=nll", "prefix_length.distribution=whole", "demonstrations.gate=successes"]
+    overrides = [f"algorithm.soup.{override}" for override in (*overrides, "demonstrations.gate_successes=8")]
+    lab = Lab(example(composed, f"data.train_files={demonstrations}", "trainer.total_epochs=3", *overrides))
+    told = [lab.step(step)["soup/train/demonstration/nll"] for step in range(1, 9)]
+    assert sum(told[4:]) < 0.9 * sum(told[:4])
 
 
 def test_runs_with_the_same_seed_are_equal_and_with_another_they_are_not(composed: Any) -> None:

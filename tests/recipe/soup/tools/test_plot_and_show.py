@@ -201,6 +201,49 @@ def test_turns_and_tools_have_colours_of_their_own(
     assert "⟪" not in out
 
 
+@pytest.fixture
+def demonstrations(run: Path) -> Path:
+    """A sample that begins with a demonstration, and one that is all of it."""
+    begun = {
+        "step": 12,
+        "input": "3 5 7=22:",
+        "marked": "⦅3*5⦆=15,15+7=22",
+        "score": 1.0,
+        "policy_versions": [-2] * 3 + [4] * 5,
+        "response_mask": [0] * 3 + [1] * 5,
+        "prefix_length": 0,
+        "demonstration_length": 3,
+    }
+    whole = {"marked": "⦅3*5=15,15+7=22⦆", "policy_versions": [-2] * 8, "response_mask": [0] * 8}
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in (begun, begun | whole)]
+    (run / "samples/12.jsonl").write_text("\n".join(lines))
+    return run
+
+
+def test_demonstrations_have_a_colour_of_their_own(
+    demonstrations: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    coloured = partial(Console, force_terminal=True, color_system="standard", no_color=False)
+    monkeypatch.setattr(showing, "Console", coloured)
+    soup(monkeypatch, "show", demonstrations, "--step", "12")
+    out = capsys.readouterr().out
+    assert "\x1b[30;42m3*5\x1b[0m=15,15+7=22" in out
+    assert "\x1b[30;42m3*5=15,15+7=22\x1b[0m" in out
+    assert "⦅" not in out
+    assert "versions 4\x1b" in out
+    assert "a demonstration\x1b" in out
+
+
+def test_demonstrations_have_brackets_where_there_are_no_colours(
+    demonstrations: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(showing, "Console", partial(Console, color_system=None))
+    soup(monkeypatch, "show", demonstrations, "--step", "12")
+    out = capsys.readouterr().out
+    assert out.startswith("⟦history⟧ the present ⟪tools⟫ ⦅demonstrations⦆")
+    assert "3 5 7=22:⦅3*5⦆=15,15+7=22" in out
+
+
 def test_brackets_around_what_tools_wrote_where_there_are_no_colours(
     tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -241,7 +284,7 @@ def test_only_what_matches(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     soup(monkeypatch, "show", run, "--match", r"⟧=\d$")
     assert "⟦3+\n5⟧=8" in capsys.readouterr().out
     soup(monkeypatch, "show", run, "--match", r"⟧=\d\d")
-    assert "No sample here has a historical prefix and ⟧=" in capsys.readouterr().out
+    assert "No sample here has a prefix and ⟧=" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--match=\\[: no regular expression"):
         soup(monkeypatch, "show", run, "--match", "[")
 
@@ -253,7 +296,7 @@ def test_no_prefixes_are_said_to_be_none(
         rows = [{**json.loads(line), "prefix_length": 0} for line in dump.read_text().splitlines()]
         dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
     soup(monkeypatch, "show", run)
-    assert "No sample here has a historical prefix; --all shows" in capsys.readouterr().out
+    assert "No sample here has a prefix; --all shows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

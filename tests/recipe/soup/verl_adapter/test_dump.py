@@ -68,6 +68,7 @@ def test_the_file_is_verls_with_our_columns_to_the_last_digit(
             "response_mask": [1] * len(response),
             "marked": marked(verls.tokenizer, response, prefix, [True] * len(response)),
             "prefix_length": sum(prefix),
+            "demonstration_length": 0,
             "policy_versions": held["policy_versions"].tolist(),
             "old_log_probs": held["old_log_probs"].tolist(),
             "advantage": advantages[-1],
@@ -90,6 +91,27 @@ def test_what_tools_wrote_is_told_apart(ours: Any, store: Store, tmp_path: Path)
         assert line["marked"] == marked(ours.tokenizer, line["response_ids"], row["prefix_mask"].tolist(), sampled)
         assert "⟪" in line["marked"]
         assert line["advantage"] == pytest.approx(float(row["advantages"][-2]))
+
+
+def test_demonstrations_are_told_apart(ours: Any, store: Store, tmp_path: Path) -> None:
+    """The first sample is one from end to end, and no token of it was sampled."""
+    batch = trained(store, slice(0, 8))
+    whole, *others = store.rows.values()
+    whole["policy_versions"][:] = NOBODY
+    for row in others:
+        row["policy_versions"][:4] = NOBODY
+        row["policy_versions"][4:] = STEP - 1
+    for row in store.rows.values():
+        row["prefix_mask"] = (row["policy_versions"] == NOBODY).long()
+    for line in map(json.loads, written(ours, batch, tmp_path).splitlines()):
+        row = store.rows[line["uid"]]
+        length = int(row["prefix_mask"].sum())
+        assert (line["prefix_length"], line["demonstration_length"]) == (0, length)
+        assert length in (4, len(line["response_ids"]))
+        assert line["response_mask"] == [0] * length + [1] * (len(line["response_ids"]) - length)
+        shown, _, rest = line["marked"].partition("⦆")
+        assert (shown[0], rest == "") == ("⦅", length == len(line["response_ids"]))
+        assert line["advantage"] == pytest.approx(float(row["advantages"][-1]))
 
 
 def test_whatever_a_reward_tells_is_written(ours: Any, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_worker import COUNTDOWN, STEP, StillWorkers, Store, make_trainer, recorded
+from training_worker import COUNTDOWN, STEP, StillWorkers, Store, as_demonstrations, make_trainer, recorded
 from verl.utils.tracking import ValidationGenerationsLogger
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.records.marks import marked
-from recipe.soup.verl_adapter.marked_samples import NOTHING, MarkedGenerations
+from recipe.soup.verl_adapter.marked_samples import NOTHING, MarkedGenerations, mixed_samples
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 
@@ -40,6 +41,34 @@ def test_brackets(prefix: list[bool], expected: str) -> None:
 def test_brackets_of_what_tools_wrote(prefix: list[bool], sampled: list[bool], expected: str) -> None:
     letters = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join("abcd"[i] for i in ids))
     assert marked(letters, [0, 1, 2, 3], [*prefix, False], [*sampled, False]) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sampled", "expected"),
+    [
+        ([True, True, False, False], [False, False, True, True], "⦅ab⦆cd"),
+        ([True] * 4, [False] * 4, "⦅abcd⦆"),
+        ([True, True, False, False], [False, True, True, False], "⦅a⦆⟦b⟧c⟪d⟫"),
+    ],
+)
+def test_brackets_of_demonstrations(prefix: list[bool], sampled: list[bool], expected: str) -> None:
+    letters = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join("abcd"[i] for i in ids))
+    assert marked(letters, [0, 1, 2, 3], [*prefix, False], [*sampled, False]) == expected
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_trackers_tell_demonstrations_from_versions(whole: bool, composed: Any, store: Store) -> None:
+    trainer: Any = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"), StillWorkers(store))
+    batch = recorded(store)
+    as_demonstrations(store)
+    if whole:
+        for row in store.rows.values():
+            row["policy_versions"][:] = NOBODY
+    trainer._compute_old_log_prob(batch, {})
+    for prompt, text, _ in mixed_samples(batch, trainer.collected.rows, trainer.tokenizer, 5):
+        assert prompt.startswith("(training, a demonstration)" if whole else f"(training, versions {STEP - 1})")
+        assert text.startswith("⦅")
+        assert whole <= text.endswith("⦆")  # what follows may be the end token alone
 
 
 def test_no_response() -> None:

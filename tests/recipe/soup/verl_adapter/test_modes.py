@@ -20,13 +20,15 @@ from training_worker import COUNTDOWN, STEP, StillWorkers, Store, WorkerGroup, m
 from transfer_queue import KVBatchMeta
 from transformers import AutoModelForCausalLM
 
+from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.algorithm.losses.registry import RATIOS
+from recipe.soup.settings.soup import RATIOS_WITHOUT_POLICY
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
 ONE_MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
-LOW, HIGH, DUAL, GAMMA, CAP, BUDGET = 0.2, 0.28, 3.0, 0.1, 2.0, 0.005
+LOW, HIGH, DUAL, GAMMA, CAP, BUDGET, COEFFICIENT = 0.2, 0.28, 3.0, 0.1, 2.0, 0.005, 0.3
 ACTOR = "actor_rollout_ref.actor"
 
 Rows = list[dict[str, Any]]
@@ -49,7 +51,9 @@ TERMS: dict[str, Term] = {
     "detached": lambda pi, mu, a: (pi - pi.detach()).exp() * a,
     "shaped": lambda pi, mu, a: shaped((pi - mu).exp(), a),
     "luffy": lambda pi, mu, a: shaped(pi.exp(), a),
+    "nll": lambda pi, mu, a: COEFFICIENT * pi,
 }
+DATASET = ["algorithm.soup.source=dataset", f"algorithm.soup.nll_coefficient={COEFFICIENT}"]
 
 
 def log_probs_of(rows: Rows, model: torch.nn.Module) -> list[torch.Tensor]:
@@ -103,11 +107,12 @@ def plain_model(countdown_dir: Any) -> torch.nn.Module:
 
 def run(composed: Any, store: Store, *overrides: str) -> tuple[dict, Rows]:
     config = composed(*COUNTDOWN, "algorithm=soup", ONE_MINI_BATCH, *overrides)
-    _, metrics = update(SoupTrainer, config, store, loss=True, mixed=True)
+    shown = config.algorithm.soup.source == "dataset"
+    _, metrics = update(SoupTrainer, config, store, loss=True, mixed=True, demonstrations=shown)
     return metrics, list(store.rows.values())
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("ratio", [name for name in RATIOS if name != "nll"])
 def test_each_ratio_gives_the_gradient_of_its_formula(
     ratio: str, composed: Any, store: Store, plain_model: torch.nn.Module
 ) -> None:
@@ -119,6 +124,69 @@ def test_each_ratio_gives_the_gradient_of_its_formula(
     another = "behavior" if ratio != "behavior" else "detached"
     different = gradient_norm(loss_of(rows, plain_model, TERMS[another]), plain_model)
     assert metrics["actor/grad_norm"] != pytest.approx(different, rel=1e-3)
+
+
+@pytest.mark.parametrize("ratio", RATIOS_WITHOUT_POLICY)
+def test_demonstrations_have_the_gradient_of_their_formula(
+    ratio: str, composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    metrics, rows = run(composed, store, *DATASET, f"algorithm.soup.ratio={ratio}")
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS[ratio]), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    for another in set(RATIOS_WITHOUT_POLICY) - {ratio}:
+        different = gradient_norm(loss_of(rows, plain_model, TERMS[another]), plain_model)
+        assert metrics["actor/grad_norm"] != pytest.approx(different, rel=1e-3)
+    # Never spliced: the log-probs are the trainer's, and not the zeros that came with the demonstration.
+    for row, pi in zip(rows, log_probs_of(rows, plain_model), strict=True):
+        shown = row["policy_versions"] == NOBODY
+        assert torch.allclose(row["old_log_probs"][shown].double(), pi[shown].detach(), atol=1e-5)
+    assert metrics["soup/train/prefix/tokens"] == 0 < metrics["soup/train/demonstration/tokens"]
+    assert metrics["soup/train/demonstration/tokens"] == metrics["soup/loss/prefix/tokens"]
+
+
+def test_a_demonstration_may_be_context_only(composed: Any, store: Store, plain_model: torch.nn.Module) -> None:
+    metrics, rows = run(composed, store, *DATASET, "algorithm.soup.ratio=nll", "algorithm.soup.prefix_gradient=0")
+    expected = gradient_norm(loss_of(rows, plain_model, TERMS["nll"], trained_by(no_prefix_token, rows)), plain_model)
+    assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def kept_by(gate: str, rows: Rows) -> list[bool]:
+    """Prompt by prompt: whether any sample without a demonstration succeeded."""
+    shown = [bool((row["policy_versions"] == NOBODY).any()) for row in rows]
+    solved = {
+        row["uid"]
+        for row, demonstration in zip(rows, shown, strict=True)
+        if not demonstration and row["rm_scores"].sum() > 0
+    }
+    if gate == "unsolved":
+        return [not (demonstration and row["uid"] in solved) for row, demonstration in zip(rows, shown, strict=True)]
+    return [demonstration != (row["uid"] in solved) for row, demonstration in zip(rows, shown, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["algorithm.soup.demonstrations.gate=unsolved", "algorithm.soup.ratio=luffy"],
+        ["algorithm.soup.demonstrations.gate=successes", "algorithm.soup.ratio=nll",
+         "algorithm.soup.prefix_length.distribution=whole"],
+    ],
+)  # fmt: skip
+def test_a_gate_leaves_samples_out_of_loss_and_baseline(
+    settings: list[str], composed: Any, store: Store, plain_model: torch.nn.Module
+) -> None:
+    metrics, rows = run(composed, store, *DATASET, *settings)
+    kept = kept_by(settings[0].partition("gate=")[2], rows)
+    assert 0 < sum(kept) < len(rows)
+    assert metrics["soup/train/demonstration/left_out"] == len(rows) - sum(kept)
+    counted = [row for row, counts in zip(rows, kept, strict=True) if counts]
+    for row, counts in zip(rows, kept, strict=True):
+        assert row["response_mask"].tolist() == row["loss_mask"].tolist() == [int(counts)] * len(row["responses"])
+        rewards = torch.stack([r["rm_scores"].sum() for r in counted if r["uid"] == row["uid"]])
+        expected = (row["rm_scores"].sum() - rewards.mean()) / (rewards.std() + 1e-6) if counts else torch.zeros(())
+        if len(rewards) > 1:
+            assert torch.allclose(row["advantages"], expected, atol=1e-4)
+    loss = loss_of(counted, plain_model, TERMS[settings[1].partition("ratio=")[2]])
+    assert metrics["actor/grad_norm"] == pytest.approx(gradient_norm(loss, plain_model), rel=1e-4)
 
 
 def test_the_prefix_may_have_a_clip_range_of_its_own(composed: Any, store: Store, plain_model: torch.nn.Module) -> None:
