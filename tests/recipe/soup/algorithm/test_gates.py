@@ -1,5 +1,6 @@
 """Which samples count, against loops over prompts."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from recipe.soup.algorithm.update import UpdateChoices, loss_fields
 from recipe.soup.prefixes.prefix import UNKNOWN
 
 VERSION, WIDTH = 5, 4
+DEFAULT = UpdateChoices(True, "luffy", "group", 1.0, None, "all", "none", (0.0, 0.0), (0.0, math.inf))
 Kinds = list[tuple[str, str, float]]
 """Prompt, kind (own, prefix, whole, padding) and reward of each sample."""
 
@@ -111,7 +113,7 @@ def test_what_is_left_out_is_in_no_mask_and_in_no_baseline(gate: str) -> None:
     rows = rows_of(EXAMPLE)
     mask = rows.response_mask.long()
     given_fields = {"advantages": torch.full(mask.shape, 9.0), "response_mask": mask, "loss_mask": mask.clone()}
-    choices = UpdateChoices(True, "nll", "group", 1.0, None, "all", gate, 0)
+    choices = replace(DEFAULT, ratio="nll", gate=gate)
     fields, trained = loss_fields(rows, given_fields, choices, centred)
     kept = torch.tensor(KEPT[gate])
     for name in ("response_mask", "loss_mask"):
@@ -127,7 +129,7 @@ def test_with_an_open_gate_nothing_of_the_drivers_changes() -> None:
     rows = rows_of(EXAMPLE)
     mask = rows.response_mask.long()
     given_fields = {"advantages": torch.full(mask.shape, 9.0), "response_mask": mask, "loss_mask": mask.clone()}
-    choices = UpdateChoices(True, "luffy", "group", 1.0, None, "all")
+    choices = DEFAULT
     fields, trained = loss_fields(rows, given_fields, choices, centred)
     assert fields == {}
     assert torch.equal(trained, rows.is_demonstration)
@@ -138,7 +140,7 @@ def test_tokens_of_a_demonstration_may_be_context_only(share: float) -> None:
     rows = rows_of(EXAMPLE)
     mask = rows.response_mask.long()
     given_fields = {"advantages": torch.full(mask.shape, 9.0), "response_mask": mask, "loss_mask": mask.clone()}
-    choices = UpdateChoices(True, "luffy", "group", share, None, "all")
+    choices = replace(DEFAULT, prefix_gradient=share)
     fields, trained = loss_fields(rows, given_fields, choices, centred)
     most_entropic = sorted(rows.entropy[rows.is_demonstration].tolist(), reverse=True)[: round(6 * share)]
     assert sorted(rows.entropy[trained].tolist(), reverse=True) == most_entropic
