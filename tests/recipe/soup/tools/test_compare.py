@@ -141,7 +141,7 @@ def test_a_file_that_is_no_study(content: bytes, words: str, tmp_path: Path) -> 
 
 
 def test_the_examples_are_studies(countdown_dir: Path) -> None:
-    paths = list((countdown_dir / "studies").glob("*.yaml"))
+    paths = [*(countdown_dir / "studies").glob("*.yaml"), *(countdown_dir.parent / "neighbours").glob("*.yaml")]
     assert paths
     for path in paths:
         assert read_study(path).seeds
