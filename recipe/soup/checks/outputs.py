@@ -54,6 +54,10 @@ def check_outputs(config: DictConfig) -> None:
             check_writable(key, Path(folder))
     check_resume(config)
     check_trackers(config)
+    grace = OmegaConf.select(config, "algorithm.soup.sigterm_grace")
+    if grace and trainer.save_freq <= 0:
+        why = "saves a checkpoint at SIGTERM, and trainer.save_freq=-1 says that none is to be saved"
+        raise refuse("algorithm.soup.sigterm_grace", grace, f"{why}; set trainer.save_freq, as high as you like.")
 
 
 def check_writable(key: str, folder: Path) -> None:

@@ -54,6 +54,23 @@ class SoupSettings(LossSettings, PrefixSettings):
         when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
     )
 
+    max_wait: Number | None = key(
+        1800.0,
+        "A step, or a validation, in which no sample has come for so many seconds ends the run, and the sentence says "
+        "which reward is still being computed; null: wait for ever, as verl does.",
+        when="Longer than the longest time that one response takes, with its reward. A reward that asks a server needs "
+        "a time limit of its own, far below.",
+        gt=0,
+        advice="give seconds, or null to wait for ever.",
+    )
+    sigterm_grace: Number = key(
+        0.0,
+        "Seconds that SIGTERM leaves a run to end its step and save a checkpoint; 0: it ends at once.",
+        when="Under SLURM, with `#SBATCH --signal=B:TERM@600`; see docs/clusters.md.",
+        ge=0,
+        advice="give seconds, 0 or more.",
+    )
+
     @model_validator(mode="after")
     def _check_loss_of_prefixes(self) -> Self:
         useless = self.prefix_gradient == 0 and self.prefix_length.distribution == "whole"
