@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -125,7 +126,8 @@ class _Redirection:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():  # it may say why an earlier run died
-            path.replace(path.with_name(f"{path.name}.1"))
+            numbered = (path.with_name(f"{path.name}.{n}") for n in count(1))
+            path.replace(next(new for new in numbered if not new.exists()))
         # A file and no pipe: a pipe would stop children that outlive this process.
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._streams = [os.dup(1), os.dup(2)]
@@ -186,7 +188,7 @@ class QuietConsole(Callback):
     """Sends what the driver and Ray print to a file while the job runs, and shows progress instead.
 
     Args:
-        log: the file; an earlier one is renamed to `<log>.1`. None: nothing is redirected.
+        log: the file; earlier ones are kept as `<log>.1`, `<log>.2` and so on. None: nothing is redirected.
         expect: a sentence about how long the run takes.
     """
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.sizes import validates
 from recipe.soup.errors import refuse
+from recipe.soup.records.earlier_runs import check_free
 from verl_ext.placement import cluster_address
 
 TRACKERS = {
@@ -52,6 +53,8 @@ def check_outputs(config: DictConfig) -> None:
         # On a cluster the trainer may run on another node.
         if used and folder and "://" not in str(folder) and cluster_address(config) is None:
             check_writable(key, Path(folder))
+    if cluster_address(config) is None:
+        check_free(config)
     check_resume(config)
     check_trackers(config)
     grace = OmegaConf.select(config, "algorithm.soup.sigterm_grace")

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
@@ -16,10 +16,12 @@ from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
 from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
+from recipe.soup.records.earlier_runs import folders, hold, put_aside
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
 from recipe.soup.verl_adapter.step_state import Stage
+from verl_ext.health import NOTICE, end_run
 
 
 def without_agent_names(rows: Any, collate: Callable[[Any], dict[str, Any]], loop: str) -> dict[str, Any]:
@@ -52,6 +54,8 @@ class PromptStage(Stage):
 
     history: HistoricalReplicas | None
     lost: LostSamples
+    _locks: ClassVar[dict[Path, int | None]] = {}
+    """Of the places that this process writes to."""
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -121,8 +125,21 @@ class PromptStage(Stage):
             if not (outlived.parent / "actor").exists():  # verl keeps `max_actor_ckpt_to_keep`
                 shutil.rmtree(outlived)
 
+    def _have_places_alone(self) -> None:
+        """Put aside what an earlier run of this name left, unless this one goes on with it, and keep others out."""
+        places = list(dict.fromkeys(folder.absolute() for folder in folders(self.config).values()))
+        for folder in places:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._locks[folder] = self._locks[folder] if folder in self._locks else hold(folder)
+            except BlockingIOError:
+                end_run(f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name.")
+        if self.global_steps == 0 and (said := put_aside(places)):
+            print(f"{NOTICE}{said}", flush=True)
+
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        self._have_places_alone()
         if self.global_steps == 0:
             return
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
