@@ -30,6 +30,8 @@ from verl_ext.terminal.run_progress import RunProgress
 POLL_SECONDS = 0.2
 TAIL = 15
 """Number of log lines that are shown when a run ends without returning to the callback."""
+WIDTH = 200
+"""Of such a line, of which those with a step's metrics have thousands of characters."""
 LINES = 10
 """Number of lines about steps in a whole run, where there is no terminal."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -180,8 +182,9 @@ class _Redirection:
                 os.close(saved)
 
     def tail(self) -> list[str]:
-        """Return the log's last lines."""
-        return [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()][-TAIL:]
+        """Return the log's last lines, the beginnings of long ones."""
+        lines = [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()]
+        return [line[:WIDTH] for line in lines[-TAIL:]]
 
 
 class QuietConsole(Callback):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.sizes import validates
 from recipe.soup.errors import refuse
+from recipe.soup.records.earlier_runs import TRACKER as TRACKER_FILE
 from recipe.soup.records.earlier_runs import check_free
 from verl_ext.placement import cluster_address
 
@@ -93,6 +94,8 @@ def check_resume(config: DictConfig) -> None:
     mode, path = trainer.resume_mode, trainer.get("resume_from_path")
     if mode not in ("disable", "auto", "resume_path"):
         raise refuse("trainer.resume_mode", mode, "choose one of disable, auto, resume_path.")
+    if mode == "auto":
+        _check_tracker(Path(str(trainer.default_local_dir)))
     if mode != "resume_path":
         return
     key = "trainer.resume_from_path"
@@ -102,6 +105,21 @@ def check_resume(config: DictConfig) -> None:
         raise refuse(key, path, "verl reads the step off its end; give a folder global_step_N, without a / behind it.")
     if "://" not in path and not Path(path).is_dir():
         raise refuse(key, path, "no such folder; give a checkpoint, or trainer.resume_mode=disable to start anew.")
+
+
+def _check_tracker(folder: Path) -> None:
+    """Refuse a note of the last checkpoint that is torn, or names none: verl would end in the middle, or start anew."""
+    tracker, key = folder / TRACKER_FILE, "trainer.default_local_dir"
+    if not tracker.is_file():
+        return
+    text = tracker.read_text(errors="replace").strip()
+    if text.isdigit() and (folder / f"global_step_{text}" / "actor").is_dir():
+        return
+    # verl writes it last but one.
+    whole = [path.parent for path in folder.glob("global_step_*/data.pt") if (path.parent / "actor").is_dir()]
+    steps = sorted(int(path.name.removeprefix("global_step_")) for path in whole)
+    cure = f"write {steps[-1]} into it" if steps else "there is no whole one, so remove it"
+    raise refuse(key, folder, f"its {TRACKER_FILE} has {text or 'nothing'}, which is no whole checkpoint; {cure}.")
 
 
 def check_trackers(config: DictConfig) -> None:

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.soup.errors import refuse
 
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
-WRITTEN = ("global_step_*", "latest_checkpointed_iteration.txt", "past_weights", "[0-9]*.jsonl")
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's note of its last whole checkpoint."""
+WRITTEN = ("global_step_*", TRACKER, "past_weights", "[0-9]*.jsonl")
 """What runs write there; anything else in these folders is somebody else's."""
 ENDING_SECONDS = 30.0
 """The processes of a run that was killed end by themselves, but not at once."""

@@ -1,10 +1,8 @@
 """Prompts ahead of their time: what the trainer tells a source of prefixes, and what it hands out with each batch."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
@@ -14,14 +12,10 @@ from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
-from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
-from recipe.soup.records.earlier_runs import folders, hold, put_aside
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
 from recipe.soup.verl_adapter.step_state import Stage
-from verl_ext.health import NOTICE, end_run
 
 
 def without_agent_names(rows: Any, collate: Callable[[Any], dict[str, Any]], loop: str) -> dict[str, Any]:
@@ -54,8 +48,6 @@ class PromptStage(Stage):
 
     history: HistoricalReplicas | None
     lost: LostSamples
-    _locks: ClassVar[dict[Path, int | None]] = {}
-    """Of the places that this process writes to."""
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -112,37 +104,3 @@ class PromptStage(Stage):
         with marked_timer("snapshot", self.timing_raw):
             self.source.updated(self.global_steps)
         super().on_step_end()
-
-    # ------------------------------------------------------------------ checkpoint
-
-    def _save_checkpoint(self) -> None:
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Before verl's part, which ends by declaring the checkpoint complete.
-        self.source.save(folder)
-        super()._save_checkpoint()
-        for outlived in folder.parent.glob(f"global_step_*/{SNAPSHOT_FOLDER}"):
-            if not (outlived.parent / "actor").exists():  # verl keeps `max_actor_ckpt_to_keep`
-                shutil.rmtree(outlived)
-
-    def _have_places_alone(self) -> None:
-        """Put aside what an earlier run of this name left, unless this one goes on with it, and keep others out."""
-        places = list(dict.fromkeys(folder.absolute() for folder in folders(self.config).values()))
-        for folder in places:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._locks[folder] = self._locks[folder] if folder in self._locks else hold(folder)
-            except BlockingIOError:
-                end_run(f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name.")
-        if self.global_steps == 0 and (said := put_aside(places)):
-            print(f"{NOTICE}{said}", flush=True)
-
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        self._have_places_alone()
-        if self.global_steps == 0:
-            return
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        if self.config.trainer.resume_mode == "resume_path":
-            folder = Path(self.config.trainer.resume_from_path)
-        resume(self.source, folder, self.global_steps)

@@ -18,6 +18,7 @@ from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers
 from recipe.soup.run_settings import in_float16, run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
+from recipe.soup.verl_adapter.checkpoint_stage import CheckpointStage
 from recipe.soup.verl_adapter.dump import DumpStage
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
@@ -25,7 +26,6 @@ from recipe.soup.verl_adapter.prompt_stage import PromptStage
 from recipe.soup.verl_adapter.registrations import soup_loss, weigh_decoupled
 from recipe.soup.verl_adapter.replay_buffer import listen
 from recipe.soup.verl_adapter.step_state import StepState
-from recipe.soup.verl_adapter.stop_stage import StopStage
 from recipe.soup.verl_adapter.sync_stage import SyncStage
 from recipe.soup.verl_adapter.update_stage import UpdateStage
 from recipe.soup.verl_adapter.validation import ValidationStage
@@ -39,7 +39,7 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(StopStage, PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
+class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update; each stage has a file.
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.

@@ -2,14 +2,19 @@
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from real_run import STARTED, RealRun
+
+from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.records.earlier_runs import TRACKER
 
 pytestmark = pytest.mark.real_more
 
@@ -96,3 +101,33 @@ def test_a_fault_ends_the_run_and_the_last_line_names_it(
     assert code != 0
     assert ended < fault.seconds
     assert fault.last in run.terminal.splitlines()[-1]
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a file system of a given size")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_the_last_whole_checkpoint_stays(
+    tmp_path: Path, clean_environ: dict[str, str]
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    with small_disk(checkpoints, megabytes=16):
+        run = RealRun(tmp_path, clean_environ, *SHORT[:-1], "trainer.save_freq=1")
+        assert run.finish(STARTED) != 0
+        last, step = run.terminal.splitlines()[-1], int((checkpoints / TRACKER).read_text())
+        print(last)
+        assert step >= 1
+        assert f"The checkpoint of step {step + 1} could not be written to checkpoints, where" in last
+        assert f"The last whole one is of step {step}." in last
+        assert sorted(path.name for path in checkpoints.glob("global_step_*")) == [
+            f"global_step_{number}" for number in range(1, step + 1)
+        ]
+        assert PrefixBank.load(checkpoints / f"global_step_{step}" / "soup_bank.npz")[1] > 0
