@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -33,7 +34,9 @@ RUN = (
     f"trainer.total_training_steps={STEPS}",
     "trainer.total_epochs=100",
     "trainer.resume_mode=auto",
+    "data.shuffle=false",  # so that the prompts of each step are known without another run
 )
+BATCH = 8
 
 
 @dataclass
@@ -63,43 +66,39 @@ def assert_whole(run: RealRun) -> None:
         assert torch.load(folder / name, weights_only=False)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> RealRun:
-    run = RealRun(tmp_path_factory.mktemp("whole"), clean_environ, *RUN)
-    assert run.finish(STARTED + 10 * STEPS) == 0, run.log[-4000:]
-    return run
+def kill_once(folder: Path, environ: dict[str, str], moments: random.Random) -> Killed:
+    """A run that goes on in this folder, and SIGKILL to the process that the user started; Ray ends the others."""
+    run = RealRun(folder, environ, *RUN)
+    began, before = time.monotonic(), last_saved(run)
+    # Most of them at work, of whose parts a checkpoint is one; the others on the way there.
+    if at_work := moments.random() < 0.8:
+        run.wait_for(run.checkpoints / f"global_step_{before + 1}" / "soup_bank.npz", STARTED)
+    time.sleep(moments.uniform(0, AT_WORK))
+    there = run.descendants()
+    run.process.kill()
+    run.process.wait()
+    killed = time.monotonic()
+    left = psutil.wait_procs(there, timeout=GONE)[1]
+    print(
+        f"killed {killed - began:.1f} s after its start, {'at work' if at_work else 'on the way'}: checkpoint "
+        f"{last_saved(run)} (was {before}), samples up to {last_dumped(run)}, all processes gone after "
+        f"{time.monotonic() - killed:.1f} s",
+        flush=True,
+    )
+    run.stop()
+    assert not left
+    assert_whole(run)
+    return Killed(run, [last_saved(run)])
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> Killed:
-    """`KILLS` times SIGKILL to the process that the user started; its own end comes from Ray."""
-    folder, moments, killed = tmp_path_factory.mktemp("killed"), random.Random(SEED), None
-    for number in range(KILLS):
-        run = RealRun(folder, clean_environ, *RUN)
-        killed = killed or Killed(run)
-        began, before = time.monotonic(), last_saved(run)
-        # Most of them at work, of whose parts a checkpoint is one; the others on the way there.
-        if moments.random() < 0.8:
-            run.wait_for(run.checkpoints / f"global_step_{before + 1}" / "soup_bank.npz", STARTED)
-        time.sleep(moments.uniform(0, AT_WORK))
-        there = run.descendants()
-        run.process.kill()
-        run.process.wait()
-        now = time.monotonic()
-        left = psutil.wait_procs(there, timeout=GONE)[1]
-        print(
-            f"kill {number + 1}: {now - began:.1f} s after its start, checkpoint {last_saved(run)} (was {before}), "
-            f"samples up to {last_dumped(run)}; all processes gone after {time.monotonic() - now:.1f} s",
-            flush=True,
-        )
-        run.stop()
-        assert not left
-        assert_whole(run)
-        killed.saved.append(last_saved(run))
-    assert killed is not None
-    killed.run = RealRun(folder, clean_environ, *RUN)
-    assert killed.run.finish(STARTED + 10 * STEPS) == 0, killed.run.log[-4000:]
-    return killed
+    """`KILLS` times killed, and then to its end."""
+    folder, moments = tmp_path_factory.mktemp("killed"), random.Random(SEED)
+    saved = [step for _ in range(KILLS) for step in kill_once(folder, clean_environ, moments).saved]
+    run = RealRun(folder, clean_environ, *RUN)
+    assert run.finish(STARTED + 10 * STEPS) == 0, run.log[-4000:]
+    return Killed(run, saved)
 
 
 def readable(run: RealRun) -> dict[int, list[dict]]:
@@ -119,16 +118,19 @@ def prompts(rows: list[dict]) -> Counter:
     return Counter((tuple(row["gts"]["numbers"]), row["gts"]["target"]) for row in rows)
 
 
-def test_every_step_has_the_prompts_and_versions_of_a_run_that_was_never_killed(whole: RealRun, killed: Killed) -> None:
-    expected, found = readable(whole), readable(killed.run)
-    assert sorted(expected) == list(range(1, STEPS + 1))
+def test_every_step_has_the_prompts_and_versions_of_a_run_that_was_never_killed(
+    killed: Killed, countdown_dir: Path
+) -> None:
+    truths = pd.read_parquet(countdown_dir / "data" / "train.parquet")["reward_model"]
+    found = readable(killed.run)
     # verl writes samples and metrics after the checkpoint of their step, so a kill in between takes them along.
-    missing = set(expected) - set(found)
+    missing = set(range(1, STEPS + 1)) - set(found)
     print(f"steps without samples: {sorted(missing)}, of checkpoints {killed.saved}")
     assert missing <= set(killed.saved)
     for step, rows in found.items():
-        assert prompts(rows) == prompts(expected[step]), step
-        assert versions_of_prefixes(rows) == versions_of_prefixes(expected[step]), step
+        expected = [row["ground_truth"] for row in truths[BATCH * (step - 1) : BATCH * step]]
+        assert prompts(rows) == Counter([(tuple(t["numbers"]), t["target"]) for t in expected] * 8), step
+        assert versions_of_prefixes(rows) == ({step - 3} if step >= 3 else set()), step
         assert sum(row["prefix_length"] > 0 for row in rows) == (32 if step >= 3 else 0)
 
 
