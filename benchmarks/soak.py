@@ -4,8 +4,8 @@
     python -m benchmarks.soak --report runs/soak
 
 The run is the countdown example with small batches, in `<out>/run`. Every ten seconds the memory of each of its
-processes is read; the report is a picture and a table: megabytes that each kind of process has gained in a hundred steps,
-by a straight line through the second half of the run, and the seconds of a step in its quarters.
+processes is read; the report is a picture and a table: megabytes that each kind of process has gained in a hundred
+steps, by a straight line through the second half of the run, and the seconds of a step in its quarters.
 """
 
 import argparse
