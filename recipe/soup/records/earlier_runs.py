@@ -44,8 +44,7 @@ def put_aside(places: Iterable[Path]) -> str | None:
             moved.append(str(aside))
     if not moved:
         return None
-    left = f"this run starts anew, and what an earlier one of this name left is now in {', '.join(moved)}"
-    return f"{left} (trainer.resume_mode=auto would have gone on with it)."
+    return f"this run starts anew, and what an earlier one of this name left is now in {', '.join(moved)}."
 
 
 def hold(folder: Path) -> int | None:

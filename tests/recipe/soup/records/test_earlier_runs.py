@@ -35,7 +35,7 @@ def test_each_earlier_run_is_kept_and_what_is_no_runs_stays(tmp_path: Path) -> N
         write(samples, "1.jsonl", "20.jsonl")
         said = put_aside([checkpoints, samples, samples, tmp_path / "not there"])
         assert said is not None
-        assert f"{checkpoints}/earlier_{number}, {samples}/earlier_{number} " in said
+        assert f"{checkpoints}/earlier_{number}, {samples}/earlier_{number}." in said
     assert files(checkpoints / "earlier_1") == files(checkpoints / "earlier_2") == written
     assert files(samples / "earlier_1") == {"1.jsonl", "20.jsonl"}
     assert {name for name in files(checkpoints) if "earlier" not in name} == {"notes.txt", "my_data.jsonl"}
