@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +30,8 @@ from verl_ext.terminal.run_progress import RunProgress
 POLL_SECONDS = 0.2
 TAIL = 15
 """Number of log lines that are shown when a run ends without returning to the callback."""
+WIDTH = 200
+"""Of such a line, of which those with a step's metrics have thousands of characters."""
 LINES = 10
 """Number of lines about steps in a whole run, where there is no terminal."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -125,7 +128,8 @@ class _Redirection:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():  # it may say why an earlier run died
-            path.replace(path.with_name(f"{path.name}.1"))
+            numbered = (path.with_name(f"{path.name}.{n}") for n in count(1))
+            path.replace(next(new for new in numbered if not new.exists()))
         # A file and no pipe: a pipe would stop children that outlive this process.
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._streams = [os.dup(1), os.dup(2)]
@@ -178,15 +182,16 @@ class _Redirection:
                 os.close(saved)
 
     def tail(self) -> list[str]:
-        """Return the log's last lines."""
-        return [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()][-TAIL:]
+        """Return the log's last lines, the beginnings of long ones."""
+        lines = [line for line in self.path.read_text(errors="replace").splitlines() if line.strip()]
+        return [line[:WIDTH] for line in lines[-TAIL:]]
 
 
 class QuietConsole(Callback):
     """Sends what the driver and Ray print to a file while the job runs, and shows progress instead.
 
     Args:
-        log: the file; an earlier one is renamed to `<log>.1`. None: nothing is redirected.
+        log: the file; earlier ones are kept as `<log>.1`, `<log>.2` and so on. None: nothing is redirected.
         expect: a sentence about how long the run takes.
     """
 

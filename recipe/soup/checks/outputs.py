@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.sizes import validates
 from recipe.soup.errors import refuse
+from recipe.soup.records.earlier_runs import TRACKER as TRACKER_FILE
+from recipe.soup.records.earlier_runs import check_free
 from verl_ext.placement import cluster_address
 
 TRACKERS = {
@@ -52,8 +54,14 @@ def check_outputs(config: DictConfig) -> None:
         # On a cluster the trainer may run on another node.
         if used and folder and "://" not in str(folder) and cluster_address(config) is None:
             check_writable(key, Path(folder))
+    if cluster_address(config) is None:
+        check_free(config)
     check_resume(config)
     check_trackers(config)
+    grace = OmegaConf.select(config, "algorithm.soup.sigterm_grace")
+    if grace and trainer.save_freq <= 0:
+        why = "saves a checkpoint at SIGTERM, and trainer.save_freq=-1 says that none is to be saved"
+        raise refuse("algorithm.soup.sigterm_grace", grace, f"{why}; set trainer.save_freq, as high as you like.")
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -86,6 +94,8 @@ def check_resume(config: DictConfig) -> None:
     mode, path = trainer.resume_mode, trainer.get("resume_from_path")
     if mode not in ("disable", "auto", "resume_path"):
         raise refuse("trainer.resume_mode", mode, "choose one of disable, auto, resume_path.")
+    if mode == "auto":
+        _check_tracker(Path(str(trainer.default_local_dir)))
     if mode != "resume_path":
         return
     key = "trainer.resume_from_path"
@@ -95,6 +105,21 @@ def check_resume(config: DictConfig) -> None:
         raise refuse(key, path, "verl reads the step off its end; give a folder global_step_N, without a / behind it.")
     if "://" not in path and not Path(path).is_dir():
         raise refuse(key, path, "no such folder; give a checkpoint, or trainer.resume_mode=disable to start anew.")
+
+
+def _check_tracker(folder: Path) -> None:
+    """Refuse a note of the last checkpoint that is torn, or names none: verl would end in the middle, or start anew."""
+    tracker, key = folder / TRACKER_FILE, "trainer.default_local_dir"
+    if not tracker.is_file():
+        return
+    text = tracker.read_text(errors="replace").strip()
+    if text.isdigit() and (folder / f"global_step_{text}" / "actor").is_dir():
+        return
+    # verl writes it last but one.
+    whole = [path.parent for path in folder.glob("global_step_*/data.pt") if (path.parent / "actor").is_dir()]
+    steps = sorted(int(path.name.removeprefix("global_step_")) for path in whole)
+    cure = f"write {steps[-1]} into it" if steps else "there is no whole one, so remove it"
+    raise refuse(key, folder, f"its {TRACKER_FILE} has {text or 'nothing'}, which is no whole checkpoint; {cure}.")
 
 
 def check_trackers(config: DictConfig) -> None:

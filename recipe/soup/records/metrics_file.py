@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import count
 from pathlib import Path
 from statistics import mean
 
@@ -50,7 +51,7 @@ def earlier_metrics(path: Path) -> Path:
 def keep_earlier_metrics(path: Path, resumed_at: int) -> str | None:
     """Put aside the metrics up to the step that a run goes on from, before the file logger begins its file anew.
 
-    A file that cannot be read is put aside whole, since a run must not end for it.
+    Those of another run get a number. A file that cannot be read is put aside whole, since a run must not end for it.
 
     Args:
         path: the file that the file logger will write.
@@ -61,7 +62,11 @@ def keep_earlier_metrics(path: Path, resumed_at: int) -> str | None:
     """
     earlier = earlier_metrics(path)
     if resumed_at == 0:
-        earlier.unlink(missing_ok=True)
+        numbered = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in count(1))
+        free = next(new for new in numbered if not new.exists() and not earlier_metrics(new).exists())
+        for file, new in ((path, free), (earlier, earlier_metrics(free))):
+            if file.exists():
+                file.replace(new)
     elif path.exists():
         try:
             found = read_metrics(path)
@@ -72,7 +77,9 @@ def keep_earlier_metrics(path: Path, resumed_at: int) -> str | None:
             return f"{refusal} The run goes on, and its earlier metrics are put aside in {path}.broken."
         metrics = {step: values for step, values in found.items() if step <= resumed_at}
         lines = [json.dumps({"step": s, "data": data}) + "\n" for s, data in metrics.items()]
-        earlier.write_text("".join(lines), encoding="utf-8")
+        part = earlier.with_name(f"{earlier.name}.part")  # a kill meanwhile must not cost what was there
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(earlier)
     return None
 
 

@@ -1,15 +1,16 @@
 """All keys under `algorithm.soup`, and how a config becomes settings."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError, model_validator
 
 from recipe.soup.errors import first_line, refuse
-from recipe.soup.settings.group import Number, Whole, key, text
+from recipe.soup.settings.group import text
 from recipe.soup.settings.loss import TAKES_NO_RATIO, LossSettings
 from recipe.soup.settings.prefixes import PrefixSettings
+from recipe.soup.settings.run import RunSettings
 
 SEE = "see `algorithm.soup` in recipe/soup/README.md."
 NEEDED = {
@@ -22,46 +23,8 @@ NEEDED = {
 """What a value of the wrong type is told, by how the names of pydantic's errors begin."""
 
 
-class SoupSettings(LossSettings, PrefixSettings):
-    """One field per key: which prefixes, how they enter the loss, and, declared here, what concerns any run of ours."""
-
-    dump_rows: Whole | None = key(
-        None,
-        "Samples of a step that `trainer.rollout_data_dir` gets at most, whole prompts of a random choice; null: all.",
-        when="Long responses: a token takes about 30 bytes of disk. The step waits for the samples' arrays only; text "
-        "and JSON are made beside it (measured: benchmarks/results/dump.md).",
-        ge=1,
-        advice="use 1 or more samples a step, or null for all.",
-    )
-    max_lost_share: Number = key(
-        0.05,
-        "A step that lost a larger share of the samples it asked for, because generation or reward raised or the "
-        "reward was not one finite number, ends the run and names the first error; verl drops the samples that raised, "
-        "and trains on the rest. A step, or a validation, that lost all of them ends it in any case.",
-        when="With rewards from 0 to 1 a step's mean reward is off by 0.05 at most, whichever samples were lost. Raise "
-        "it for a grader whose failures have nothing to do with the response (a service that times out); a grader that "
-        "fails on some responses should give them a reward instead.",
-        ge=0,
-        le=1,
-        advice="a share lies between 0 (none) and 1 (all).",
-    )
-
-    broken_steps: Literal["stop", "warn"] = key(
-        "stop",
-        "What happens at a step whose loss or gradient is not finite, in which no token has a loss, or after which the "
-        "engine still has the weights of an earlier step: the run ends with a sentence, or goes on, tells of each kind "
-        "once and counts (`soup/train/broken/*`). verl goes on without a word.",
-        when="`warn` for a run that is worth more than a step now and then; such a step trains nothing.",
-    )
-
-    pass_k: Whole = key(
-        4,
-        "The k of `algorithm.adv_estimator=pass_at_k`: samples are rewarded for what they add to pass@k.",
-        origin="pass@k training (arXiv 2508.10751); 4 of 8 samples is our choice",
-        when="A rival of mixing: it asks for diversity by the advantage. At most `rollout.n`.",
-        ge=1,
-        advice="use 1 or more samples.",
-    )
+class SoupSettings(RunSettings, LossSettings, PrefixSettings):
+    """One field per key: what concerns any run, which prefixes, and how they enter the loss. Here: rules between these."""
 
     @model_validator(mode="after")
     def _check_demonstrations(self) -> Self:

@@ -161,6 +161,20 @@ class MixedAgentLoop(AgentLoopBase):
             client, order, prompt_ids, self._first_turn(sampling_params), int(self.rollout_config.response_length)
         )
 
+    def _cap_text_prompt_length(self, prompt_ids: list[int]) -> list[int]:
+        """verl's, which cuts a prompt's beginning off and only logs it; `data.truncation` says whether it may.
+
+        Raises:
+            ValueError: the prompt is too long, so its samples are lost.
+        """
+        longest, truncation = self.rollout_config.prompt_length, self.data_config.get("truncation", "error")
+        if len(prompt_ids) > longest and truncation != "left":
+            raise ValueError(
+                f"a prompt has {len(prompt_ids)} tokens, more than data.max_prompt_length={longest}; raise it, drop "
+                "such prompts by data.filter_overlong_prompts=true, or cut their beginnings off by data.truncation=left"
+            )
+        return super()._cap_text_prompt_length(prompt_ids)
+
     async def _future_prompt(self, order: PrefixRequest) -> list[int]:
         return await self.ct_build_initial_tokens(list(order.messages))
 

@@ -1,9 +1,7 @@
 """Prompts ahead of their time: what the trainer tells a source of prefixes, and what it hands out with each batch."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from tensordict import TensorDict
@@ -15,8 +13,6 @@ from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
-from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
@@ -118,24 +114,3 @@ class PromptStage(Stage):
         with marked_timer("snapshot", self.timing_raw):
             self.source.updated(self.global_steps)
         super().on_step_end()
-
-    # ------------------------------------------------------------------ checkpoint
-
-    def _save_checkpoint(self) -> None:
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Before verl's part, which ends by declaring the checkpoint complete.
-        self.source.save(folder)
-        super()._save_checkpoint()
-        for outlived in folder.parent.glob(f"global_step_*/{SNAPSHOT_FOLDER}"):
-            if not (outlived.parent / "actor").exists():  # verl keeps `max_actor_ckpt_to_keep`
-                shutil.rmtree(outlived)
-
-    def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        if self.config.trainer.resume_mode == "resume_path":
-            folder = Path(self.config.trainer.resume_from_path)
-        resume(self.source, folder, self.global_steps)

@@ -18,6 +18,7 @@ from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers
 from recipe.soup.run_settings import in_float16, run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
+from recipe.soup.verl_adapter.checkpoint_stage import CheckpointStage
 from recipe.soup.verl_adapter.dump import DumpStage
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
@@ -28,7 +29,8 @@ from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.sync_stage import SyncStage
 from recipe.soup.verl_adapter.update_stage import UpdateStage
 from recipe.soup.verl_adapter.validation import ValidationStage
-from verl_ext.health import NOTICE, RolloutWatchdog, handshake, transfer_queue_actors
+from verl_ext.health import NOTICE, RolloutWatchdog, end_run, handshake, transfer_queue_actors
+from verl_ext.stalls import StallWatch, what_grades
 from verl_ext.versioned_client import VersionedLLMServerClient
 from verl_ext.weight_arrivals import stale_weights
 
@@ -37,7 +39,7 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
+class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update; each stage has a file.
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
@@ -56,11 +58,21 @@ class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         replay_buffer = super()._build_replay_buffer()
+        if self.settings.max_wait is not None:
+            StallWatch(self.settings.max_wait, self._stalled).watch(replay_buffer)
         self.lost.watch(replay_buffer)
         listen(replay_buffer, dropped=self._drop_groups, validates=self._measure_surprise)
         if get_device_name() == "cpu":
             replay_buffer.poll_interval = CPU_POLL_SECONDS
         return replay_buffer
+
+    def _stalled(self, partition_id: str) -> None:
+        step = f"{'Step' if partition_id == 'train' else 'The validation of step'} {self.global_steps}"
+        end_run(
+            f"{step} has waited {self.settings.max_wait:g} s for a sample, and none came. "
+            f"{what_grades(self.reward_loop_manager.reward_loop_workers)} Give it a time limit, or raise "
+            "algorithm.soup.max_wait (null: wait for ever)."
+        )
 
     def on_init_end(self) -> None:
         if self.history is not None:
@@ -99,6 +111,7 @@ class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage
                 super().fit(agent_loop_manager)
         finally:
             self._finish_dumps()
+            self._end_of_stop()
 
     def _get_n_gpus_for_throughput(self) -> int:
         return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)

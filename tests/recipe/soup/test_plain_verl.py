@@ -17,6 +17,8 @@ OURS = {
     "algorithm.soup.dump_rows",
     "algorithm.soup.max_lost_share",
     "algorithm.soup.broken_steps",
+    "algorithm.soup.max_wait",
+    "algorithm.soup.sigterm_grace",
     "actor_rollout_ref.rollout.agent.default_agent_loop",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls",
     "trainer.v1.trainer_mode",
@@ -57,7 +59,7 @@ def test_trainer_and_agent_loop_are_verls(composed: Compose) -> None:
         config = compose("ppo_trainer", ["algorithm=verl"], return_hydra_config=True)
         with pytest.raises(HydraException, match=r"algorithm\.soup\.mixed_share"):
             compose("ppo_trainer", ["algorithm=verl", "example=countdown", "algorithm.soup.mixed_share=0.5"])
-    assert set(config.hydra.callbacks) == {"attention", "result", "last_words", "start"}
+    assert set(config.hydra.callbacks) == {"attention", "result", "last_words", "sigterm", "start"}
 
 
 def test_the_lab_refuses_it_in_one_sentence(tmp_path: Path, clean_environ: dict[str, str]) -> None:

@@ -64,6 +64,8 @@ def test_soup_without_example_and_hardware_is_accepted(composed: Compose, countd
         ("algorithm.soup.ratio=none", ["algorithm.soup.ratio=none", "behavior"]),
         ("algorithm.soup.dump_rows=0", ["algorithm.soup.dump_rows=0", "1 or more", "null"]),
         ("algorithm.soup.max_lost_share=-0.1", ["algorithm.soup.max_lost_share=-0.1", "between 0"]),
+        ("algorithm.soup.max_wait=0", ["algorithm.soup.max_wait=0", "give seconds"]),
+        ("algorithm.soup.sigterm_grace=-1", ["algorithm.soup.sigterm_grace=-1", "give seconds"]),
         ("algorithm.soup.broken_steps=ignore", ["algorithm.soup.broken_steps=ignore", "stop, warn"]),
         ("algorithm.soup.max_lost_share=5", ["algorithm.soup.max_lost_share=5", "and 1"]),
         ("+algorithm.soup.lagg=3", ["algorithm.soup.lagg=3"]),

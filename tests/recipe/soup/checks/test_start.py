@@ -199,6 +199,7 @@ REFUSED = [
     ("trainer.logger=[console,mlflow]", "mlflow is not installed here"),
     ("trainer.logger=[csv]", "verl has no such tracker"),
     ("trainer.save_freq=1 trainer.default_local_dir=/proc/x", "trainer.default_local_dir=/proc/x: nothing can be"),
+    ("trainer.save_freq=-1 algorithm.soup.sigterm_grace=60", "algorithm.soup.sigterm_grace=60: saves a checkpoint"),
     ("trainer.rollout_data_dir=/proc/x", "trainer.rollout_data_dir=/proc/x: nothing can be"),
     ("trainer.validation_data_dir=/proc/x", "trainer.validation_data_dir=/proc/x: nothing can be"),
     ("trainer.resume_mode=resume_path", "trainer.resume_from_path=None: "),

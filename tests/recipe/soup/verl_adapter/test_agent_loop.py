@@ -94,7 +94,7 @@ def run(countdown_dir: Path) -> Any:
         {"actor_rollout_ref": {"rollout": {"prompt_length": 16, "response_length": RESPONSE_LENGTH}}, "data": {}}
     )
 
-    def run(engine: FakeEngine, session_id: int = 0, **extra: Any) -> SoupAgentLoopOutput:
+    def run(engine: FakeEngine, session_id: int = 0, data: dict | None = None, **extra: Any) -> SoupAgentLoopOutput:
         async def main() -> SoupAgentLoopOutput:
             loop = cast(Any, SoupAgentLoop)(
                 trainer_config=SimpleNamespace(config=config),
@@ -102,9 +102,9 @@ def run(countdown_dir: Path) -> Any:
                 tokenizer=tokenizer,
                 processor=None,
                 dataset_cls=RLHFDataset,
-                data_config=SimpleNamespace(config=config.data),
+                data_config=SimpleNamespace(config=data or {}),
             )
-            messages = [{"role": "user", "content": "3 5 7=22:"}]
+            messages = [{"role": "user", "content": extra.pop("content", "3 5 7=22:")}]
             return await loop.run(dict(SAMPLING), raw_prompt=messages, session_id=session_id, **extra)
 
         return asyncio.run(main())
@@ -282,3 +282,20 @@ class TestSeeding:
         with pytest.raises(RuntimeError, match="host"):
             run(Engine(), **{REQUESTS_KEY: PromptRequests(requests={0: [seed]})})
         assert len(finished) == 2
+
+
+LONG = "3 5 7=22:" * 3
+
+
+def test_a_prompt_that_is_too_long_is_lost_with_the_key_in_its_error(run: Any) -> None:
+    """verl itself would cut off its beginning, and say so in a worker's log only."""
+    engine = FakeEngine()
+    with pytest.raises(ValueError, match=r"a prompt has \d+ tokens, more than data\.max_prompt_length=16;"):
+        run(engine, content=LONG)
+    assert engine.requests == []
+
+
+def test_a_prompt_that_is_too_long_is_cut_if_that_was_asked_for(run: Any) -> None:
+    engine = FakeEngine()
+    assert len(run(engine, data={"truncation": "left"}, content=LONG).prompt_ids) == 16
+    assert [len(request.prompt_ids) for request in engine.requests] == [16]

@@ -264,3 +264,17 @@ def test_the_trainer_and_its_twin_count(composed: Any, queue: Queue, algorithm: 
     assert counted(metrics) == [64, 40, 40, 24 / 64]
     trainer._submit_batch_to_rollout(prompts("x"))
     assert trainer.lost._under_way == {"x": 8}
+
+
+@pytest.mark.parametrize(("partition", "what"), [("train", "Step 5"), ("val", "The validation of step 5")])
+def test_a_step_in_which_no_sample_comes_ends_the_run_with_the_reward_that_hangs(
+    partition: str, what: str, queue: Queue, composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tq, "kv_list", lambda: {partition: dict(queue.tags)})
+    monkeypatch.setattr("recipe.soup.verl_adapter.trainer.what_grades", lambda workers: f"{workers[0]} hangs.")
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.max_wait=0.2"))
+    trainer.global_steps, trainer.reward_loop_manager = 5, SimpleNamespace(reward_loop_workers=["my_reward"])
+    queue.tags["0"] = {"is_prompt": True, "status": "running", "global_steps": 5}
+    sentence = f"{what} has waited 0.2 s for a sample, and none came. my_reward hangs. Give .*algorithm.soup.max_wait"
+    with pytest.raises(RunEndedError, match=sentence):
+        trainer.replay_buffer.sample(global_steps=5, partition_id=partition, batch_size=1)

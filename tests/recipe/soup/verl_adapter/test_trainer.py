@@ -355,7 +355,8 @@ class TestPrompts:
             self.global_steps = 4
 
         monkeypatch.setattr(PPOTrainerSync, "_load_checkpoint", load)
-        trainer.config.trainer.update(resume_mode=mode, resume_from_path=str(folder), default_local_dir=str(tmp_path))
+        places = dict.fromkeys(("default_local_dir", "rollout_data_dir", "validation_data_dir"), str(tmp_path))
+        trainer.config.trainer.update(resume_mode=mode, resume_from_path=str(folder), **places)
         trainer.source.facts = replace(trainer.source.facts, origin={"algorithm.soup.lag": 2})
         trainer._load_checkpoint()
         assert trainer.source.bank.slots(16) == {1}
