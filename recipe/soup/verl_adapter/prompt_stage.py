@@ -6,16 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import transfer_queue as tq
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
-from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
+from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME, VISIT_KEY
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
 from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
+from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
@@ -83,9 +85,12 @@ class PromptStage(Stage):
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         chunk, prefixes = self.source.take(self.global_steps)
-        if self.source.wants_responses:
-            visits = enumerate(chunk.messages, start=chunk.first_ordinal)
-            self.collected.visits.update(zip(cast(Any, chunk.batch["uid"]), visits, strict=True))
+        # With the row, so that it comes back with each sample, also of a run that was resumed meanwhile.
+        visits = [
+            {"ordinal": chunk.first_ordinal + row, "prompt": fingerprint(messages)}
+            for row, messages in enumerate(chunk.messages)
+        ]
+        tu.assign_non_tensor_stack(chunk.batch, VISIT_KEY, visits)
         tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, [PromptRequests(prefixes=slots) for slots in prefixes])
         return chunk.batch
 
@@ -114,6 +119,9 @@ class PromptStage(Stage):
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         folder.mkdir(parents=True, exist_ok=True)
+        # What groups brought that were dropped since the last update; the rest is in verl's queue, which is saved.
+        self.source.harvest(self.collected.prefixes)
+        self.collected.prefixes = []
         # Before verl's part, which ends by declaring the checkpoint complete.
         self.source.save(folder)
         super()._save_checkpoint()
@@ -125,6 +133,8 @@ class PromptStage(Stage):
         super()._load_checkpoint()
         if self.global_steps == 0:
             return
+        if self.trainer_mode != "sync":
+            self.lost.resume((tq.kv_list("train") or {}).get("train", {}))
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         if self.config.trainer.resume_mode == "resume_path":
             folder = Path(self.config.trainer.resume_from_path)
