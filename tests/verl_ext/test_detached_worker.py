@@ -30,7 +30,8 @@ def mesh() -> Iterator[Any]:
 def module(mesh: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
-    return fully_shard(layers, mesh=mesh)
+    fully_shard(layers, mesh=mesh)  # in place
+    return layers
 
 
 def whole(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -43,9 +44,13 @@ def train(module: torch.nn.Module) -> None:
     optimizer.step()
 
 
+def verls_copy(module: torch.nn.Module) -> Any:
+    return fsdp2_sharded_save_to_cpu(module)
+
+
 def test_weights_that_were_put_by_come_back(module: torch.nn.Module) -> None:
     first = whole(module)
-    kept, spec = own_copies(fsdp2_sharded_save_to_cpu(module), module)
+    kept, spec = own_copies(verls_copy(module), module)
     train(module)
     assert any(not torch.equal(first[name], tensor) for name, tensor in whole(module).items())
     fsdp2_sharded_load_from_cpu(module, kept, spec)
@@ -55,7 +60,7 @@ def test_weights_that_were_put_by_come_back(module: torch.nn.Module) -> None:
 def test_verls_own_helper_keeps_an_alias_on_a_cpu(module: torch.nn.Module) -> None:
     """verl.utils.fsdp_utils.fsdp2_sharded_save_to_cpu. If this fails, verl has mended it: drop detached_worker.py."""
     first = whole(module)
-    kept, spec = fsdp2_sharded_save_to_cpu(module)
+    kept, spec = verls_copy(module)
     train(module)
     fsdp2_sharded_load_from_cpu(module, kept, spec)
     assert all(not torch.equal(first[name], tensor) for name, tensor in whole(module).items())
