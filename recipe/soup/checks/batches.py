@@ -79,7 +79,7 @@ def _check_fetches(config: DictConfig) -> None:
         raise refuse(key, filters.get("metric"), why)
     refills = OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups", default=False)
     # verl itself sets it to 1 where groups may be replaced one by one.
-    one_by_one = filters.get("enable") or refills or "async" in config.trainer.v1.trainer_mode
+    one_by_one = filters.get("enable") or refills or "async" in str(config.trainer.v1.trainer_mode)
     if fetch and config.trainer.use_v1 and not one_by_one and prompts % fetch:
         why = f"a step's {prompts} prompts are no whole number of such fetches"
         raise refuse(key, fetch, f"{why}; leave it null, or use a divisor of data.train_batch_size={prompts}.")

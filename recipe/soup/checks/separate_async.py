@@ -29,7 +29,7 @@ def check_separate_async(config: DictConfig) -> None:
         raise refuse(STEPS, updates, f"{why}, one for each update; set it to {max(prompts // mini_batch, 1)}.")
     rollout = config.actor_rollout_ref.rollout
     for name in ("nnodes", "n_gpus_per_node"):
-        if not rollout[name]:
+        if not isinstance(rollout[name], int) or rollout[name] < 1:
             raise refuse(f"{ROLLOUT}.{name}", rollout[name], "the rollout has GPUs of its own here; give it 1 or more.")
     if rollout.checkpoint_engine.backend == "naive":
         why = "only carries weights within a process; use nccl, or ray_store (hardware=cpu has it) without accelerators"

@@ -43,6 +43,8 @@ def test_what_fits_is_accepted(composed: Compose, mode: str, overrides: str) -> 
     [
         (f"{STEPS}=4", "set it to 2"),
         (f"{ROLLOUT}.nnodes=0", "1 or more"),
+        (f"{ROLLOUT}.nnodes=-1", "1 or more"),
+        (f"{ROLLOUT}.nnodes=0.5", "1 or more"),
         (f"{ROLLOUT}.n_gpus_per_node=0", "1 or more"),
         (f"{ROLLOUT}.checkpoint_engine.backend=naive", "use nccl, or ray_store"),
         (f"{MODEL}.lora_rank=4", "model.lora.merge to True"),
