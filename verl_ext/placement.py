@@ -14,6 +14,8 @@ CPUS_WITH_GPU = 3
 """`ResourcePoolManager.max_colocate_count`."""
 CPUS_WITH_STANDALONE_GPU = 2
 """The same of a replica with a pool of its own."""
+SEPARATE = "separate_async"
+"""End of the names of trainer modes whose rollout engines have GPUs of their own."""
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 RAY_INIT = "ray_kwargs.ray_init"
 
@@ -39,10 +41,22 @@ def asked_for(config: DictConfig, standalone_gpus: int = 0) -> Resources:
         if pool is not None and pool.get(enabled):
             pools.append((pool.nnodes, pool.n_gpus_per_node))
     gpus = sum(nodes * per_node for nodes, per_node in pools)
+    standalone_gpus += rollout_gpus(config)
     cpus = gpus * CPUS_WITH_GPU + standalone_gpus * CPUS_WITH_STANDALONE_GPU
     units = OmegaConf.select(config, UNITS, default=0) if _keeps_units(config) else 0
     queue = 1 + units if config.trainer.use_v1 else 0  # verl's older trainer has none
     return Resources(cpus + queue, gpus + standalone_gpus)
+
+
+def is_separate(config: DictConfig) -> bool:
+    """Whether the trainer is verl's `separate_async`, or made from it."""
+    return bool(config.trainer.use_v1) and str(config.trainer.v1.trainer_mode).endswith(SEPARATE)
+
+
+def rollout_gpus(config: DictConfig) -> int:
+    """Return the GPUs of rollout engines apart from the trainer."""
+    rollout = config.actor_rollout_ref.rollout
+    return rollout.nnodes * rollout.n_gpus_per_node if is_separate(config) else 0
 
 
 def _keeps_units(config: DictConfig) -> bool:

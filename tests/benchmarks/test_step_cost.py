@@ -58,7 +58,7 @@ def test_the_trainers_source_mixes_in_every_second_block(composed: Any, monkeypa
     alternate(prompt_stage)
     config = composed(*COUNTDOWN, "algorithm=soup", "algorithm.soup.lag=1", "algorithm.soup.warm_start=fill")
     source, prompts = make_trainer(SoupTrainer, config).source, config.data.train_batch_size
-    planned = [source.plan((step - 1) * prompts, [{"role": "user", "content": "x"}]).lengths for step in range(1, 9)]
+    planned = [source.plan((step - 1) * prompts, 1).lengths for step in range(1, 9)]
     assert [bool(lengths) for lengths in planned] == [False, False, True, True] * 2
     prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((0, 2),))
     for step in range(1, 9):

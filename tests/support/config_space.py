@@ -117,7 +117,12 @@ CHOSEN: dict[str, tuple[Any, ...]] = {
     "trainer.test_freq": (-1, 1, 5),
     "trainer.val_before_train": (True, False),
     "trainer.val_only": (True, False),
-    "trainer.v1.trainer_mode": ("soup", "soup_colocate_async", "sync", "colocate_async"),
+    "trainer.v1.trainer_mode": (
+        *("soup", "soup_colocate_async", "soup_separate_async"),
+        *("sync", "colocate_async", "separate_async"),
+    ),
+    "actor_rollout_ref.rollout.nnodes": (0, 1, 2),
+    "trainer.v1.separate_async.parameter_sync_step": (1, 2, 4, None),
     "ray_kwargs.ray_init.num_cpus": (5, 8, 64, None),
 }
 """Values that go with one another in some ways and not in others."""

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -132,3 +133,20 @@ def assert_engine_agrees(metrics: Iterable[dict[str, float]], segment: str, larg
 
 def versions_of_prefixes(rows: list[dict]) -> set[int]:
     return {version for row in rows for version in row["policy_versions"][: row["prefix_length"]]}
+
+
+def assert_goes_on(before: dict[int, list[dict]], after: dict[int, list[dict]], lag: int) -> None:
+    """A resumed run of an asynchronous trainer mixes from its first step on, and leaves no prompt out.
+
+    Args:
+        before: samples by step of the run that was to be killed; it went on, so it tells which prompts come.
+        after: samples by step of the run that was resumed in the middle.
+    """
+    first, last = min(after), max(after)
+    assert any(version < first - lag for row in after[first] for version in row["policy_versions"])
+    trained = Counter(tuple(row["prompt_ids"]) for step, rows in before.items() if step < first for row in rows)
+    trained.update(tuple(row["prompt_ids"]) for rows in after.values() for row in rows)
+    # What was under way when either ended differs, so the last step is left out.
+    expected = Counter(tuple(row["prompt_ids"]) for step, rows in before.items() if step < last for row in rows)
+    assert not expected - trained
+    assert trained.total() == sum(map(len, before.values()))

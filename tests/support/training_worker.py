@@ -18,8 +18,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.algorithm.batch import NOBODY
-from recipe.soup.names import SAMPLED_KEY
+from recipe.soup.names import SAMPLED_KEY, VISIT_KEY
 from recipe.soup.prefixes.plan import RunFacts
+from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 RECORDED = Path(__file__).parents[1] / "data" / "recorded_batch.jsonl"
@@ -145,6 +146,14 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
         }
         tags.append({"seq_len": len(input_ids), "min_global_steps": 0, "max_global_steps": STEP - 1})
     return store.put([line["uid"] for line in lines], "train", tags=tags)
+
+
+def visits(store: Store, of: dict[str, tuple[int, Any]]) -> None:
+    """Note the place in the order of training, and the chat messages, of prompts by uid."""
+    for row in store.rows.values():
+        if row["uid"] in of:
+            ordinal, messages = of[row["uid"]]
+            row[VISIT_KEY] = {"ordinal": ordinal, "prompt": fingerprint(messages)}
 
 
 def with_tools(store: Store) -> None:

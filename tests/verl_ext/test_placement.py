@@ -15,6 +15,7 @@ from verl_ext.placement import Resources, asked_for, check_placement, cluster_ad
 
 Compose = Callable[..., DictConfig]
 
+APART = "trainer.v1.trainer_mode=separate_async"
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
 
@@ -38,6 +39,9 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
             9 + 9,
             3,
         ),
+        (f"trainer.n_gpus_per_node=2 {APART} actor_rollout_ref.rollout.nnodes=1", 6 + 4 + 9, 4),
+        (f"trainer.n_gpus_per_node=2 {APART} trainer.use_v1=false actor_rollout_ref.rollout.nnodes=1", 6, 2),
+        ("trainer.n_gpus_per_node=2 actor_rollout_ref.rollout.nnodes=1", 6 + 9, 2),
     ],
 )
 def test_what_a_run_asks_for(composed: Compose, overrides: str, cpus: int, gpus: int) -> None:

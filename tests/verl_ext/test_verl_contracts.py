@@ -25,6 +25,7 @@ from verl.trainer.ppo.core_algos import (
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
@@ -52,6 +53,12 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (PPOTrainer._compute_advantage, ["self", "batch", "metrics"]),
         (PPOTrainer._update_actor, ["self", "batch", "metrics"]),
         (PPOTrainer._consume_sync_metrics, ["self"]),
+        (PPOTrainer.step, ["self", "metrics", "timing_raw"]),
+        (PPOTrainer._step_once, ["self", "metrics", "timing_raw", "sample_batch_size"]),
+        (PPOTrainer._rollout_server_managers, ["self"]),
+        (PPOTrainerSeparateAsync._init_resource_pool_mgr, ["self"]),
+        (PPOTrainerSeparateAsync._setup, ["self"]),
+        (PPOTrainerSeparateAsync.get_llm_client, ["self"]),
         (vLLMColocateWorkerExtension._update_weights, ["self", "weights", "peft_config", "base_sync_done"]),
         (vLLMColocateWorkerExtension.update_weights_from_ipc, ["self", "peft_config", "base_sync_done", "use_shm"]),
         (AgentLoopOutput.as_dict, ["self"]),
@@ -320,3 +327,25 @@ def test_full_determinism_gives_every_request_of_an_engine_one_seed() -> None:
     source = inspect.getsource(vLLMHttpServer.generate)
     assert 'sampling_params.setdefault("seed", self.replica_rank + self.config.seed)' in source
     assert "seed" not in inspect.getsource(SingleTurnAgentLoop) + inspect.getsource(LLMServerClient.generate)
+
+
+def test_all_updates_of_a_step_have_old_log_probs_of_its_first_weights_and_a_sync_has_the_steps_number() -> None:
+    """PPOTrainerSeparateAsync: hence a version is a sync, and the step's own version is that of the sync before it."""
+    source = inspect.getsource(PPOTrainerSeparateAsync._compute_old_log_prob)
+    assert "if self.local_trigger_step == 0:" in source
+    assert source.index("restore_model_from_cpu(0)") < source.index("restore_model_from_cpu(self.local_trigger_step)")
+    assert "standalone_checkpoint_manager.update_weights(self.global_steps)" in re.sub(
+        r"\s+", "", inspect.getsource(PPOTrainerSeparateAsync.on_step_end)
+    )
+
+
+def test_what_is_under_way_is_saved_with_all_that_rides_on_it_and_sent_out_again() -> None:
+    """PPOTrainer._submit_batch_to_rollout, ._save_checkpoint, ._reissue_inflight_prompts; AgentLoopWorkerTQ"""
+    assert "fields=batch.select(" in inspect.getsource(PPOTrainer._submit_batch_to_rollout)
+    assert "tq.save_checkpoint(" in inspect.getsource(PPOTrainer._save_checkpoint)
+    again = inspect.getsource(PPOTrainer._reissue_inflight_prompts)
+    assert "batch = tq.kv_batch_get(keys=inflight_uids" in again
+    assert "self.agent_loop_manager.generate_sequences(batch)" in again
+    worker = inspect.getsource(cast(Any, AgentLoopWorkerTQ).__ray_metadata__.modified_class._agent_loop_postprocess)
+    assert "field.update(kwargs)" in worker  # with each sample all fields of its prompt
+    assert '"global_steps": kwargs["global_steps"]' in worker  # when it was sent out

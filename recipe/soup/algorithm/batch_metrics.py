@@ -156,6 +156,23 @@ def lag_metrics(rows: TrainRows) -> dict[str, float]:
     return metrics
 
 
+def staleness_metrics(rows: TrainRows) -> dict[str, float]:
+    """Age of all tokens that are trained on, the current version's with 0: prefixes, and what a rollout ahead adds."""
+    sampled = rows.response_mask & (rows.policy_versions >= 0)
+    ages = (rows.current_version - rows.policy_versions)[sampled]
+    return {"soup/train/staleness/mean": _mean(ages), "soup/train/staleness/max": float(_max(ages))}
+
+
+def wait_metrics(waits: Sequence[int]) -> dict[str, float]:
+    """For how many steps samples were under way; a prefix that was `lag` old when its prompt was sent out is older.
+
+    Args:
+        waits: of each sample, 0 if the step that trains on it sent it out.
+    """
+    mean = sum(waits) / len(waits) if waits else 0.0
+    return {"soup/train/wait/mean": mean, "soup/train/wait/max": float(max(waits, default=0))}
+
+
 def groups_with_signal(rewards: torch.Tensor, uids: Sequence[Hashable]) -> float:
     """Share of groups whose samples do not all have the same reward, hence with a gradient; 0 without groups.
 

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.checks.losses import ESTIMATORS
 from recipe.soup.errors import refuse
+from verl_ext.placement import is_separate
 
 ACTOR = "actor_rollout_ref.actor"
 REF = "actor_rollout_ref.ref"
@@ -83,7 +84,7 @@ def _check_fetches(config: DictConfig) -> None:
         raise refuse(key, filters.get("metric"), why)
     refills = OmegaConf.select(config, "trainer.v1.sampler.sync_refill_failed_groups", default=False)
     # verl itself sets it to 1 where groups may be replaced one by one.
-    one_by_one = filters.get("enable") or refills or "async" in config.trainer.v1.trainer_mode
+    one_by_one = filters.get("enable") or refills or "async" in str(config.trainer.v1.trainer_mode)
     if fetch and config.trainer.use_v1 and not one_by_one and prompts % fetch:
         why = f"a step's {prompts} prompts are no whole number of such fetches"
         raise refuse(key, fetch, f"{why}; leave it null, or use a divisor of data.train_batch_size={prompts}.")
@@ -91,13 +92,16 @@ def _check_fetches(config: DictConfig) -> None:
 
 def _check_engines(config: DictConfig) -> None:
     """Check what vLLM and verl's rollout replicas assert when they start."""
-    rollout, per_node = config.actor_rollout_ref.rollout, config.trainer.n_gpus_per_node
-    gpus = per_node * config.trainer.nnodes
+    rollout, place, per_node = config.actor_rollout_ref.rollout, "trainer", config.trainer.n_gpus_per_node
+    nodes = config.trainer.nnodes
+    if is_separate(config):
+        place, nodes, per_node = ROLLOUT, rollout.nnodes, rollout.n_gpus_per_node
+    gpus = per_node * nodes
     key, tensor_parallel = f"{ROLLOUT}.tensor_model_parallel_size", rollout.tensor_model_parallel_size
     size = tensor_parallel * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
     if gpus % size or size % min(per_node, size):
-        why = f"an engine of {size} GPUs cannot be laid out over {config.trainer.nnodes} x {per_node} GPUs"
-        raise refuse(key, tensor_parallel, f"{why} (trainer.nnodes x trainer.n_gpus_per_node); use 1 or a divisor.")
+        why = f"an engine of {size} GPUs cannot be laid out over {nodes} x {per_node} GPUs"
+        raise refuse(key, tensor_parallel, f"{why} ({place}.nnodes x {place}.n_gpus_per_node); use 1 or a divisor.")
     limits = (rollout.max_num_batched_tokens, rollout.max_num_seqs)
     if None not in limits and limits[0] < limits[1]:
         key, value = f"{ROLLOUT}.max_num_seqs", rollout.max_num_seqs
@@ -137,7 +141,8 @@ def _check_ranks(config: DictConfig) -> None:
     if actor.use_dynamic_bsz:
         _check_room(config, sequence_parallel)
         return
-    in_step = config.data.train_batch_size * rollout.n
+    # All that is looked at before an update; apart from its rollout, a trainer takes one mini-batch at a time.
+    in_step = samples if is_separate(config) else config.data.train_batch_size * rollout.n
     fixed = [(MICRO_BATCHES[0], samples), (MICRO_BATCHES[2], in_step)]
     if (actor.use_kl_loss or config.algorithm.use_kl_in_reward) and not config.actor_rollout_ref.ref.get(
         "log_prob_use_dynamic_bsz"

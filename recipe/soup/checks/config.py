@@ -13,10 +13,11 @@ from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
 from recipe.soup.checks.resume import check_prefixes
 from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_dataset
+from recipe.soup.checks.separate_async import check_separate_source
 from recipe.soup.checks.snapshots import check_snapshots
 from recipe.soup.checks.tables import read_table
 from recipe.soup.errors import refuse
-from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.names import ASYNC_TRAINER_MODES, SEPARATE_TRAINER_MODE, TRAINER_MODES
 from recipe.soup.run_settings import run_settings
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -44,8 +45,10 @@ def check_config(config: DictConfig) -> None:
     if settings.mixes:
         check_tools(config, settings)
         check_loss(config, settings)
-        if config.trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
+        if config.trainer.v1.trainer_mode in ASYNC_TRAINER_MODES:
             check_partial_rollouts(settings)
+        if config.trainer.v1.trainer_mode == SEPARATE_TRAINER_MODE:
+            check_separate_source(settings)
     check_place(config)
     _check_data(config)
     if settings.demonstrates:
@@ -61,7 +64,7 @@ _FROM_DISK = "samples of another run were not sampled by the policies of this on
 _TEMPERATURE = "ratios need log-probs at the rollout's temperature"
 RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
-    ("trainer.v1.trainer_mode", (TRAINER_MODE, ASYNC_TRAINER_MODE), "SOUP has trainers of its own"),
+    ("trainer.v1.trainer_mode", TRAINER_MODES, "SOUP has trainers of its own"),
     (f"{ROLLOUT}.name", ("vllm",), "only vLLM is supported yet"),
     (f"{ROLLOUT}.top_p", (1.0,), _BIASED),
     (f"{ROLLOUT}.top_k", (-1, 0), _BIASED),

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.soup.checks.rows import local_files, own_dataset
 from recipe.soup.checks.tables import read_table, values_of
 from recipe.soup.errors import refuse
-from recipe.soup.names import AGENT_NAME, ASYNC_TRAINER_MODE, OURS_FOR, TOOL_AGENT_NAME
+from recipe.soup.names import AGENT_NAME, ASYNC_TRAINER_MODES, OURS_FOR, TOOL_AGENT_NAME
 from recipe.soup.settings import SoupSettings
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -89,6 +89,6 @@ def check_tools(config: DictConfig, settings: SoupSettings) -> None:
         why = "a historical engine does not build prompts with tools yet; use lookahead or replay"
         raise refuse("algorithm.soup.source", "snapshot", f"{why}.")
     mode = config.trainer.v1.trainer_mode
-    if mode == ASYNC_TRAINER_MODE:
+    if mode in ASYNC_TRAINER_MODES:
         why = "partial rollouts have not been tried with tools yet"
         raise refuse("trainer.v1.trainer_mode", mode, f"{why}; set it to soup, or {ENABLE} to False.")

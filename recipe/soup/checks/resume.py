@@ -7,9 +7,12 @@ from omegaconf import DictConfig
 from recipe.soup.bank_origin import bank_origin
 from recipe.soup.checks.outputs import check_resume
 from recipe.soup.errors import refuse
-from recipe.soup.names import ASYNC_TRAINER_MODE
+from recipe.soup.names import ASYNC_TRAINER_MODES
 from recipe.soup.prefixes.resume import check_bank
 from recipe.soup.settings import SoupSettings
+
+IN_FLIGHT = "transfer_queue"
+"""Where verl's asynchronous trainers save prompts that are under way, and the samples that wait to be trained on."""
 
 
 def check_prefixes(config: DictConfig, settings: SoupSettings) -> None:
@@ -30,9 +33,17 @@ def check_prefixes(config: DictConfig, settings: SoupSettings) -> None:
         folder = root / f"global_step_{tracker.read_text().strip()}"
     else:
         return
-    if trainer.v1.trainer_mode == ASYNC_TRAINER_MODE:
-        lost = f"{folder} has a checkpoint, but with this trainer the prefixes of samples in flight are not in it"
-        advice = "start anew with trainer.resume_mode=disable in a folder of its own; resume_bank=fresh does not help."
-        raise refuse("trainer.v1.trainer_mode", ASYNC_TRAINER_MODE, f"{lost}; {advice}")
+    if (folder / IN_FLIGHT).exists():
+        _check_in_flight(folder, trainer.v1.trainer_mode, settings)
     if settings.resume_bank == "strict":
         check_bank(key, folder, bank_origin(config))
+
+
+def _check_in_flight(folder: Path, mode: str, settings: SoupSettings) -> None:
+    """Check that a run takes over what was under way, whose prefixes and samples are those of the checkpoint's run."""
+    if mode not in ASYNC_TRAINER_MODES:
+        why = f"{folder} has prompts that were under way, which only {' and '.join(ASYNC_TRAINER_MODES)} go on with"
+        raise refuse("trainer.v1.trainer_mode", mode, f"{why}; choose one of them.")
+    if settings.resume_bank == "fresh":
+        why = f"{folder} has prompts and samples that were under way, and they bring prefixes that this would leave out"
+        raise refuse("algorithm.soup.resume_bank", "fresh", f"{why}; set it to strict, or start in another folder.")

@@ -75,6 +75,9 @@ def check_sizes(config: DictConfig) -> None:
             raise refuse(key, value, "must be a whole number.")
         if trains and value < 1:
             raise refuse(key, value, "verl would train no step; use 1 or more, or trainer.val_only=true.")
+    seed = OmegaConf.select(config, f"{ROLLOUT}.seed", default=0)
+    if not (_is_number(seed) and isinstance(seed, int) and seed >= 0):
+        raise refuse(f"{ROLLOUT}.seed", seed, "must be a whole number of 0 or more.")
     _check_sampling(config)
     rate = OmegaConf.select(config, f"{ACTOR}.optim.lr")
     if not (_is_number(rate) and 0 <= rate < math.inf):

@@ -13,6 +13,7 @@ from recipe.soup.checks.model import check_model
 from recipe.soup.checks.outputs import check_outputs
 from recipe.soup.checks.reward import check_reward
 from recipe.soup.checks.rows import check_rows
+from recipe.soup.checks.separate_async import check_separate_async
 from recipe.soup.checks.sizes import check_sizes
 from recipe.soup.checks.snapshots import standalone_gpus
 from verl_ext.placement import check_placement
@@ -36,6 +37,7 @@ IN_ANY_DRIVER: dict[str, Check] = {
 """Also the lab's. Sizes come first: the others divide by them."""
 AT_START: dict[str, Check] = {
     **IN_ANY_DRIVER,
+    "a rollout apart": check_separate_async,
     "batches": check_batches,
     "rollout correction": check_correction,
     "CPUs and GPUs": _check_placement,

@@ -35,7 +35,7 @@ from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.source import FinishedSample
+from recipe.soup.prefixes.source import FinishedSample, fingerprint
 from recipe.soup.records.earlier_runs import folders, put_aside
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
 from recipe.soup.records.problems import Problem
@@ -158,7 +158,7 @@ class Lab:
         self.source.keep(
             [
                 FinishedSample(
-                    asked.problem.messages,
+                    fingerprint(asked.problem.messages),
                     asked.ordinal,
                     np.array(sample.response_ids),
                     np.array(sample.log_probs),

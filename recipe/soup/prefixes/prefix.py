@@ -52,6 +52,21 @@ class Prefix:
         """Mean of -log_probs in nats, an estimate of the entropy along the prefix; 0 for an empty one."""
         return -float(self.log_probs.mean()) if len(self) else 0.0
 
+    def pack(self) -> dict[str, Any]:
+        """Return a plain dictionary: TransferQueue does not return other objects as what they were."""
+        return dict(vars(self))
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "Prefix":
+        """Undo `pack`."""
+        return cls(
+            # Copies: TransferQueue hands out views, which would keep its whole message in memory.
+            np.array(packed["token_ids"], dtype=np.int32),
+            np.array(packed["log_probs"], dtype=np.float32),
+            tuple((int(version), int(tokens)) for version, tokens in packed["version_spans"]),
+            bool(packed["complete"]),
+        )
+
     def first(self, length: int) -> "Prefix":
         """Return the first tokens, fewer than there are, so that something is left to continue."""
         return Prefix(self.token_ids[:length], self.log_probs[:length], _spans(self.versions[:length]))

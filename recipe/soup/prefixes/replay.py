@@ -50,9 +50,8 @@ class ReplaySource(PrefixSource):
         for sample in samples:
             visits[sample.ordinal].append(sample)
         for ordinal, visit in visits.items():
-            messages = visit[0].messages
-            prompt, next_visit = fingerprint(messages), ordinal + self.facts.prompts_per_epoch
-            lengths = self.plan(next_visit, messages).lengths
+            prompt, next_visit = visit[0].prompt, ordinal + self.facts.prompts_per_epoch
+            lengths = self.plan(next_visit, prompt).lengths
             # The lengths are drawn from the stream (seed, ordinal); this is another one.
             rng = np.random.default_rng([self.facts.seed, ordinal, 1])
             shuffled = [visit[index] for index in rng.permutation(len(visit))]

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from recipe.soup.prefixes.prefix import Prefix
 
 
@@ -44,6 +42,12 @@ class PrefixRequest:
     with_prompt: bool = False
     tools: tuple[str, ...] = ()
 
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "PrefixRequest":
+        """Restore what TransferQueue makes a dictionary of."""
+        lengths = {int(slot): int(length) for slot, length in packed["lengths"].items()}
+        return cls(**{**packed, "lengths": lengths, "tools": tuple(packed["tools"])})
+
 
 @dataclass
 class PromptRequests:
@@ -63,6 +67,12 @@ class PromptRequests:
     def take(self, sample: int) -> tuple[Prefix | None, list[PrefixRequest]]:
         """Remove and return one sample's prefix and requests."""
         return self.prefixes.pop(sample, None), self.requests.pop(sample, [])
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Any]) -> "PromptRequests":
+        """Restore what TransferQueue makes a dictionary of: what rides on a prompt of a checkpoint, sent out again."""
+        requests = {int(sample): list(map(PrefixRequest.unpack, asked)) for sample, asked in packed["requests"].items()}
+        return cls({int(sample): Prefix.unpack(prefix) for sample, prefix in packed["prefixes"].items()}, requests)
 
 
 @dataclass(frozen=True)
@@ -104,17 +114,12 @@ class SampledPrefix:
 
     def pack(self) -> dict[str, Any]:
         """Return a plain dictionary: TransferQueue does not return other objects as what they were."""
-        return {**vars(self), "prefix": dict(vars(self.prefix))}
+        return {**vars(self), "prefix": self.prefix.pack()}
 
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> "SampledPrefix":
         """Undo `pack`."""
-        fields = dict(packed["prefix"])
-        # Copies: TransferQueue hands out views, which would keep its whole message in memory.
-        fields["token_ids"] = np.array(fields["token_ids"], dtype=np.int32)
-        fields["log_probs"] = np.array(fields["log_probs"], dtype=np.float32)
-        fields["version_spans"] = tuple((int(version), int(tokens)) for version, tokens in fields["version_spans"])
-        return cls(**{**packed, "prefix": Prefix(**fields)})
+        return cls(**{**packed, "prefix": Prefix.unpack(packed["prefix"])})
 
 
 def _prefix(answer: Any, length: int, on_eos: str) -> Prefix:

@@ -87,9 +87,9 @@ class SnapshotSource(PrefixSource):
         self._sampling: Future[list[Any]] | None = None
         self._waited = 0.0
 
-    def plan(self, ordinal: int, messages: Any) -> PromptPlan:
+    def plan(self, ordinal: int, prompt: int) -> PromptPlan:
         # Prefixes are sampled a step ahead, whatever the age of the policy that samples them.
-        return replace(super().plan(ordinal, messages), steps_ahead=1)
+        return replace(super().plan(ordinal, prompt), steps_ahead=1)
 
     # ------------------------------------------------------------------ which policy
 

@@ -40,7 +40,7 @@ class FinishedSample:
     Of a sample with several turns only the first is here, since no prefix goes beyond it.
 
     Attributes:
-        messages: chat messages of its prompt.
+        prompt: its prompt's `fingerprint`.
         ordinal: the prompt's place in the order of training.
         token_ids, log_probs, versions: shape (response_length,): the response, and for each of its tokens the behaviour
             log-prob and the version that sampled it.
@@ -48,7 +48,7 @@ class FinishedSample:
         entropy: shape (response_length,), nats, under the policy that is about to be updated; None if not computed.
     """
 
-    messages: Any
+    prompt: int
     ordinal: int
     token_ids: np.ndarray
     log_probs: np.ndarray
@@ -110,22 +110,23 @@ class PrefixSource(ABC):
         """Whether `keep` is for the samples of groups as well that are never trained on (`algorithm.filter_groups`)."""
         return False
 
-    def plan(self, ordinal: int, messages: Any) -> PromptPlan:
-        """Draw what the mixed samples of the prompt at this place in the data shall look like."""
-        return plan_prompt(self.settings, self.facts, ordinal, self.typical_length(fingerprint(messages)))
+    def plan(self, ordinal: int, prompt: int) -> PromptPlan:
+        """Draw what the mixed samples of the prompt, given by its `fingerprint`, at this place shall look like."""
+        return plan_prompt(self.settings, self.facts, ordinal, self.typical_length(prompt))
 
     def _next_chunk(self) -> Chunk:
         batch, messages, state = self._fetch()
         ordinals = range(self._next_ordinal, self._next_ordinal + len(messages))
-        for ordinal, message in zip(ordinals, messages, strict=True):
-            if self._expected.pop(ordinal, None) not in (None, fingerprint(message)):
+        prompts = [fingerprint(message) for message in messages]
+        for ordinal, prompt in zip(ordinals, prompts, strict=True):
+            if self._expected.pop(ordinal, None) not in (None, prompt):
                 end_run(
                     f"Prompt {ordinal} of the resumed run is not the one that the checkpoint holds prefixes for: keep "
                     "data.train_files, data.seed and data.shuffle, or begin without these prefixes by "
                     "algorithm.soup.resume_bank=fresh."
                 )
         self._next_ordinal += len(messages)
-        plans = [self.plan(ordinal, message) for ordinal, message in zip(ordinals, messages, strict=True)]
+        plans = [self.plan(ordinal, prompt) for ordinal, prompt in zip(ordinals, prompts, strict=True)]
         return Chunk(batch, ordinals.start, messages, plans, state)
 
     def take(self, step: int) -> tuple[Chunk, list[dict[int, Prefix]]]:
@@ -195,7 +196,7 @@ class PrefixSource(ABC):
 
     def keep(self, samples: Sequence[FinishedSample]) -> None:
         """Learn from responses that were trained on, for their prompts' next visit."""
-        self.typical_length.add((fingerprint(sample.messages), len(sample.token_ids)) for sample in samples)
+        self.typical_length.add((sample.prompt, len(sample.token_ids)) for sample in samples)
 
     def updated(self, step: int) -> None:
         """Called when the weights have become version `step` and the rollout engine still rests."""

@@ -51,7 +51,7 @@ class SteeredSource(PrefixSource):
         for sample in samples:
             visits[sample.ordinal].append(sample)
         for ordinal, visit in visits.items():
-            prompt = fingerprint(visit[0].messages)
+            prompt = visit[0].prompt
             mixed = [sample for sample in visit if sample.versions[0] != sample.versions[-1]]
             self.steering.visited(prompt, [sample.reward > 0 for sample in mixed or visit])
             for sample in visit:

@@ -24,7 +24,7 @@ NEEDED = {
 
 
 class SoupSettings(RunSettings, LossSettings, PrefixSettings):
-    """One field per key: what concerns any run, which prefixes, and how they enter the loss. Here: rules between these."""
+    """One field per key: what concerns any run, which prefixes, and how they enter the loss; and the rules between."""
 
     @model_validator(mode="after")
     def _check_demonstrations(self) -> Self:

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+import transfer_queue as tq
+
 from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside
+from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.step_state import Stage
 from verl_ext.failures import in_a_line
 from verl_ext.health import NOTICE, end_run
@@ -16,8 +19,13 @@ GB = 1e9
 
 
 class CheckpointStage(Stage):
-    """Every save, the resume, and the end of a run that is asked to stop."""
+    """Every save, the resume, and the end of a run that is asked to stop.
 
+    Attributes:
+        lost: counts the samples that never come.
+    """
+
+    lost: LostSamples
     _locks: ClassVar[dict[Path, int | None]] = {}
     """Of the places that this process writes to."""
     _saved = 0
@@ -34,6 +42,9 @@ class CheckpointStage(Stage):
         folder, tracker = self._folder(self.global_steps), self._checkpoints / TRACKER
         before = tracker.read_text() if tracker.exists() else ""
         folder.mkdir(parents=True, exist_ok=True)
+        # What groups brought that were dropped since the last update; the rest is in verl's queue, which is saved.
+        self.source.harvest(self.collected.prefixes)
+        self.collected.prefixes = []
         try:
             # Before verl's part, which ends by declaring the checkpoint complete.
             self.source.save(folder)
@@ -71,6 +82,8 @@ class CheckpointStage(Stage):
         self._have_places_alone()
         if self.global_steps == 0:
             return
+        if self.trainer_mode != "sync":
+            self.lost.resume((tq.kv_list("train") or {}).get("train", {}))
         folder = self._folder(self.global_steps)
         if self.config.trainer.resume_mode == "resume_path":
             folder = Path(self.config.trainer.resume_from_path)

@@ -46,6 +46,21 @@ class LostSamples(MissingSamples):
         counts = list(batch["__rollout_n__"]) if "__rollout_n__" in batch else [self._samples] * len(uids)
         self._under_way.update((str(uid), int(count)) for uid, count in zip(uids, counts, strict=True))
 
+    def resume(self, queue: dict[str, dict]) -> None:
+        """Take over the groups of a checkpoint that only wait to be trained on, whole, whatever `samples` is now.
+
+        Args:
+            queue: verl's tags of prompts and samples, by key.
+        """
+        counted = self._sessions(key for key, tag in queue.items() if not tag.get("is_prompt"))
+        waiting = [uid for uid, tag in queue.items() if tag.get("is_prompt") and tag["status"] == "finished"]
+        self._under_way.update((uid, counted[uid]) for uid in waiting)
+
+    @staticmethod
+    def _sessions(keys: Iterable[str]) -> Counter[str]:
+        """Count the samples of each prompt. A session may have several rows: `{uid}_{session}_{index}`."""
+        return Counter(session.split("_")[0] for session in {key.rsplit("_", 1)[0] for key in keys})
+
     def watch(self, buffer: Any) -> None:
         """Count what comes through verl's `ReplayBuffer`; its `sample` then has our metrics, and may end the run.
 
@@ -85,8 +100,7 @@ class LostSamples(MissingSamples):
 
     def _settle(self, uids: Iterable[str], keys: Iterable[str]) -> None:
         """No more samples of these prompts will come; `keys` are those that did, and others'."""
-        # A session may have several rows: `{uid}_{session}_{index}`.
-        counted = Counter(session.split("_")[0] for session in {key.rsplit("_", 1)[0] for key in keys})
+        counted = self._sessions(keys)
         asked = arrived = 0
         for uid in uids:
             expected = self._under_way.pop(uid, self._samples)  # of a resumed run: sent out by the one before

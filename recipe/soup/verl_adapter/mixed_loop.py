@@ -123,7 +123,9 @@ class MixedAgentLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> SoupAgentLoopOutput:
         # Validation rows carry no orders: they are never mixed.
-        orders: PromptRequests | None = kwargs.get(REQUESTS_KEY)
+        orders: Any = kwargs.get(REQUESTS_KEY)
+        if isinstance(orders, dict):  # of a checkpoint's prompt that is sent out again
+            orders = PromptRequests.unpack(orders)
         prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
         client = cast(LLMServerClient, self.server_manager)
         # Neither must bring the other down, and no request may outlive the sample, after which the engine may sleep.

@@ -8,11 +8,12 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
 
-from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME
+from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME, VISIT_KEY
 from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
+from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
@@ -89,9 +90,12 @@ class PromptStage(Stage):
 
     def _fetch_one_gen_batch(self) -> TensorDict:
         chunk, prefixes = self.source.take(self.global_steps)
-        if self.source.wants_responses:
-            visits = enumerate(chunk.messages, start=chunk.first_ordinal)
-            self.collected.visits.update(zip(cast(Any, chunk.batch["uid"]), visits, strict=True))
+        # With the row, so that it comes back with each sample, also of a run that was resumed meanwhile.
+        visits = [
+            {"ordinal": chunk.first_ordinal + row, "prompt": fingerprint(messages)}
+            for row, messages in enumerate(chunk.messages)
+        ]
+        tu.assign_non_tensor_stack(chunk.batch, VISIT_KEY, visits)
         tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, [PromptRequests(prefixes=slots) for slots in prefixes])
         return chunk.batch
 

@@ -28,18 +28,20 @@ class StepState:
     """What is collected while a step's samples come in, and used before its weights are updated.
 
     Attributes:
-        visits: place in the order of training and chat messages of each prompt that was sent out, by uid.
         prefixes: those that samples brought back for later steps.
         rows: the batch, from its old log-probs on.
         evicted_tokens: sampled for groups that are never trained on, which verl filters out or has too many of.
+        all_rows, loss_sums, told: of each of the step's updates its rows, the sums of its loss, and our metrics.
         shown: mixed samples of the last step, for the trackers; they wait for the next validation.
         surprise: of the last validation, or the one that runs.
     """
 
-    visits: dict[str, tuple[int, Any]] = field(default_factory=dict)
     prefixes: list[SampledPrefix] = field(default_factory=list)
     rows: TrainRows | None = None
     evicted_tokens: int = 0
+    all_rows: list[TrainRows] = field(default_factory=list)
+    loss_sums: list[dict[str, float]] = field(default_factory=list)
+    told: list[dict[str, float]] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
     surprise: Surprise = field(default_factory=Surprise)
 
@@ -49,21 +51,8 @@ class StepState:
             if not tag.get("is_padding", False):
                 self.prefixes += map(SampledPrefix.unpack, getattr(extra, "data", extra)[SAMPLED_KEY])
 
-    def forget(self, uids: Iterable[Any]) -> None:
-        """Drop the visits of these prompts."""
-        for uid in uids:
-            self.visits.pop(str(uid), None)
-
-    def clear(self, others_wait: bool) -> None:
-        """Drop what the step has used.
-
-        Args:
-            others_wait: whether prompts of other batches are being sampled, whose visits stay.
-        """
-        if others_wait:
-            self.forget(self.rows.uids if self.rows is not None else ())
-        else:
-            self.visits.clear()  # those of groups that were filtered out as well
+    def clear(self) -> None:
+        """Drop what an update has used."""
         self.prefixes = []
         self.rows = None
         self.evicted_tokens = 0

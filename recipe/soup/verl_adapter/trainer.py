@@ -3,18 +3,22 @@
 verl imports this module right after its own trainers, in the process that runs the training loop.
 """
 
+import logging
 from functools import partial
 from typing import Any, cast
 
+import ray
 from verl.trainer.distillation import is_distillation_enabled
+from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
 
-from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.names import ASYNC_TRAINER_MODE, SEPARATE_TRAINER_MODE, TRAINER_MODE
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers
 from recipe.soup.run_settings import in_float16, run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
@@ -25,10 +29,11 @@ from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.prompt_stage import PromptStage
 from recipe.soup.verl_adapter.registrations import soup_loss, weigh_decoupled
 from recipe.soup.verl_adapter.replay_buffer import listen
+from recipe.soup.verl_adapter.step_stage import StepStage
 from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.sync_stage import SyncStage
-from recipe.soup.verl_adapter.update_stage import UpdateStage
 from recipe.soup.verl_adapter.validation import ValidationStage
+from verl_ext.detached_worker import KeepingActorWorker
 from verl_ext.health import NOTICE, RolloutWatchdog, end_run, handshake, transfer_queue_actors
 from verl_ext.stalls import StallWatch, what_grades
 from verl_ext.versioned_client import VersionedLLMServerClient
@@ -39,7 +44,7 @@ CPU_POLL_SECONDS = 0.05
 poll would also list many more samples."""
 
 
-class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage):
+class SoupStages(CheckpointStage, PromptStage, StepStage, SyncStage, ValidationStage, DumpStage):
     """One of verl's trainers with a prefix source in front, and SOUP's update; each stage has a file.
 
     With `mixed_share=0` nothing is queued, seeded or spliced, and every step is verl's GRPO step.
@@ -48,8 +53,9 @@ class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, Validatio
     def __init__(self, config: Any) -> None:
         self.collected = StepState()
         self.settings = run_settings(config)
-        rollout, prompts = config.actor_rollout_ref.rollout, config.data.train_batch_size
-        self.lost = LostSamples(rollout.n, rollout.n * prompts, self.settings.max_lost_share)
+        samples, mode = config.actor_rollout_ref.rollout.n, config.trainer.v1.get(self.trainer_mode, {})
+        per_update = samples * config.data.train_batch_size // mode.get("parameter_sync_step", 1)
+        self.lost = LostSamples(samples, per_update, self.settings.max_lost_share)
         self.broken = BrokenSteps(self.settings.broken_steps, in_float16(config))
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
         self.history = HistoricalReplicas(config, self.settings) if past_weights else None
@@ -93,8 +99,10 @@ class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, Validatio
     def fit(self, agent_loop_manager: Any) -> None:
         # The twin may run on another engine, whose servers have no such questions to answer.
         vllm = self.config.actor_rollout_ref.rollout.name == "vllm"
-        self.engines = list(self.llm_server_manager.get_replicas()) if vllm else []
-        replicas = self.engines + (self.history.replicas if self.history is not None else [])
+        self.engines = list(self._synced_manager.get_replicas()) if vllm else []
+        managers = self._rollout_server_managers() if vllm else []
+        replicas = [replica for manager in managers for replica in manager.get_replicas()]
+        replicas += self.history.replicas if self.history is not None else []
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
         stale_weights(self.engines)  # from here on: what the engine has before the first step
@@ -112,6 +120,11 @@ class SoupStages(CheckpointStage, PromptStage, UpdateStage, SyncStage, Validatio
         finally:
             self._finish_dumps()
             self._end_of_stop()
+
+    @property
+    def _synced_manager(self) -> Any:
+        """verl's manager of the replicas that get new weights after every step."""
+        return self.llm_server_manager
 
     def _get_n_gpus_for_throughput(self) -> int:
         return super()._get_n_gpus_for_throughput() + (self.history.own_gpus if self.history is not None else 0)
@@ -137,3 +150,40 @@ class SoupColocateAsyncTrainer(SoupStages, PPOTrainerColocateAsync):
 
     def get_llm_client(self) -> VersionedLLMServerClient:
         return cast(VersionedLLMServerClient, self.llm_server_manager.get_client(client_cls=VersionedLLMServerClient))
+
+
+@register_trainer(SEPARATE_TRAINER_MODE)
+class SoupSeparateAsyncTrainer(SoupStages, PPOTrainerSeparateAsync):
+    """On verl's trainer beside which the rollout goes on, on GPUs of its own.
+
+    A step makes several updates and then syncs weights once, so a version is a sync, and lags count syncs. verl
+    computes the old log-probs of all of a step's updates with the weights of its start, which are those that its
+    rollout has: what is older is spliced, as everywhere.
+    """
+
+    trainer_mode = property(lambda self: "separate_async", lambda self, value: None)
+    standalone_server_manager: Any
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        # verl's own worker does not always copy the weights that it is to put by. A pool's workers are of one class.
+        for role in self.role_worker_mapping.keys() - {Role.Critic}:
+            self.role_worker_mapping[role] = ray.remote(KeepingActorWorker)
+
+    def _setup(self) -> None:
+        # verl hands its log a keyword that only print knows, where no replica shares the trainer's GPUs.
+        log = logging.getLogger(PPOTrainerSeparateAsync.__module__)
+        level = log.level
+        log.setLevel(logging.WARNING)
+        try:
+            super()._setup()
+        finally:
+            log.setLevel(level)
+
+    @property
+    def _synced_manager(self) -> Any:
+        return self.standalone_server_manager  # the others sleep while the trainer works
+
+    def get_llm_client(self) -> VersionedLLMServerClient:
+        manager = self.standalone_server_manager
+        return cast(VersionedLLMServerClient, manager.get_client(client_cls=VersionedLLMServerClient))

@@ -12,7 +12,15 @@ from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.algorithm.batch import TrainRows, prefix_mask
+from recipe.soup.names import VISIT_KEY
 from recipe.soup.prefixes.source import FinishedSample
+
+EVICTED_FIELDS = [
+    *("responses", "response_mask", "rollout_log_probs", "policy_versions"),
+    *("rm_scores", "uid", "extra_fields", VISIT_KEY),
+]
+"""Of a group that is never trained on; no trainer has computed anything of it."""
+TRAIN_FIELDS = [*EVICTED_FIELDS, "old_log_probs", "entropy"]
 
 
 def fetch(batch: KVBatchMeta, fields: list[str]) -> Any:
@@ -67,10 +75,16 @@ def train_rows(data: Any, current_version: int) -> TrainRows:
         data: nested fields by verl's names: `responses`, `response_mask`, `policy_versions`, `rollout_log_probs`,
             `old_log_probs`, `rm_scores`, `uid`; and `entropy`, in whose place zeros stand where it is absent.
         current_version: version that the step rolled out with.
+
+    Raises:
+        RuntimeError: a newer version sampled a token, whose log-prob nobody has.
     """
     width = int(data["response_mask"].offsets().diff().max())
     response_mask = padded(data["response_mask"], width).bool()
     versions = padded(data["policy_versions"], width)
+    if bool((versions > current_version)[response_mask].any()):
+        newest = int(versions[response_mask].max())
+        raise RuntimeError(f"Version {newest} sampled tokens of a step that has {current_version}: a bug of ours.")
     current_log_probs = padded(data["old_log_probs"], width)
     return TrainRows(
         response_mask=response_mask,
@@ -87,25 +101,22 @@ def train_rows(data: Any, current_version: int) -> TrainRows:
     )
 
 
-def finished_samples(
-    data: Any, tags: list[dict], log_probs: torch.Tensor, visits: dict[str, tuple[int, Any]]
-) -> Iterator[FinishedSample]:
+def finished_samples(data: Any, tags: list[dict], log_probs: torch.Tensor) -> Iterator[FinishedSample]:
     """The batch's samples without padding rows, each with its first turn.
 
     Args:
         data: fetched fields of the batch.
         log_probs: nested, each token's behaviour log-prob.
-        visits: place in the order of training and chat messages of each prompt, by uid.
     """
     fields = (data["response_mask"], data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
     entropies = data["entropy"].unbind() if "entropy" in data else [None] * len(tags)
-    rows = zip(tags, data["uid"], entropies, *(nested.unbind() for nested in fields), strict=True)
-    for tag, uid, entropy, mask, token_ids, values, versions, scores in rows:
+    rows = zip(tags, data[VISIT_KEY], entropies, *(nested.unbind() for nested in fields), strict=True)
+    for tag, visit, entropy, mask, token_ids, values, versions, scores in rows:
         if not tag.get("is_padding", False):
-            ordinal, messages = visits[uid]
+            prompt, ordinal = (int(getattr(visit, "data", visit)[name]) for name in ("prompt", "ordinal"))
             turn = slice(first_turn(mask))
             yield FinishedSample(
-                messages,
+                prompt,
                 ordinal,
                 token_ids[turn].numpy(),
                 values[turn].float().numpy(),

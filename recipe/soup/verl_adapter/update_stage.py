@@ -18,7 +18,9 @@ from recipe.soup.algorithm.batch_metrics import (
     demonstration_metrics,
     drift_metrics,
     lag_metrics,
+    staleness_metrics,
     train_metrics,
+    wait_metrics,
 )
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.algorithm.update import loss_fields, ratio_fields, weight_metrics
@@ -28,36 +30,18 @@ from recipe.soup.verl_adapter.registrations import group_estimate, update_choice
 from recipe.soup.verl_adapter.rewards import shown
 from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import (
+    EVICTED_FIELDS,
+    TRAIN_FIELDS,
     fetch,
     finished_samples,
     padded,
     store,
     stored_in_float32,
     train_rows,
+    without_padding,
 )
 from verl_ext.health import end_run
 
-TRAIN_FIELDS = [
-    "responses",
-    "response_mask",
-    "old_log_probs",
-    "rollout_log_probs",
-    "policy_versions",
-    "rm_scores",
-    "entropy",
-    "uid",
-    "extra_fields",
-]
-EVICTED_FIELDS = [
-    "responses",
-    "response_mask",
-    "rollout_log_probs",
-    "policy_versions",
-    "rm_scores",
-    "uid",
-    "extra_fields",
-]
-"""Of a group that is never trained on; no trainer has computed anything of it."""
 GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"]
 """Of what verl has decided, what `loss_fields` asks for."""
 
@@ -93,12 +77,16 @@ class UpdateStage(Stage):
             batch = super()._compute_old_log_prob(batch, metrics)
         data = fetch(batch, TRAIN_FIELDS)
         rows = self.collected.rows = train_rows(data, self.global_steps - 1)
+        self.collected.all_rows.append(rows)
         require_finite(self.global_steps, batch, rows, self.tokenizer)
         self.collected.add_prefixes(data["extra_fields"], batch.tags)
         self._harvest(metrics)
         self._keep(data, batch.tags, rows)
         metrics.update(self._measured(rows) | self.source.metrics())
         metrics["soup/cost/evicted_tokens"] = float(self.collected.evicted_tokens)
+        if self.trainer_mode != "sync":
+            sent = [tag["global_steps"] for tag in without_padding(batch).tags]
+            metrics.update(wait_metrics([self.global_steps - step for step in sent]))
         store(batch, data["response_mask"], ratio_fields(rows, update_choices(self.settings)))
         if self.settings.mixes and self.config.trainer.log_val_generations > 0:
             self.collected.shown = mixed_samples(batch, rows, self.tokenizer, self.config.trainer.log_val_generations)
@@ -131,7 +119,7 @@ class UpdateStage(Stage):
         if self.settings.behavior_log_probs == "trainer":
             spliced = splice_behavior_log_probs(rows.current_log_probs, rows.behavior_log_probs, rows.is_historical)
             log_probs = response_to_nested(spliced, data["response_mask"])
-        self.source.keep(list(finished_samples(data, tags, log_probs, self.collected.visits)))
+        self.source.keep(list(finished_samples(data, tags, log_probs)))
 
     def _measured(self, rows: TrainRows) -> dict[str, float]:
         """Tell of the batch what can be told before the update."""
@@ -141,6 +129,8 @@ class UpdateStage(Stage):
         if self.settings.demonstrates:
             gate = self.settings.demonstrations
             measured |= demonstration_metrics(rows, gate.gate, gate.gate_successes)
+        if self.trainer_mode != "sync":
+            measured |= staleness_metrics(rows)
         if self.config.algorithm.rollout_correction.bypass_mode:  # no forward pass of the trainer, nothing to compare
             measured = {key: value for key, value in measured.items() if not NEEDS_FORWARD.search(key)}
         return measured
@@ -152,9 +142,7 @@ class UpdateStage(Stage):
             self.collected.add_prefixes(data["extra_fields"], batch.tags)
             self.collected.evicted_tokens += int((data["policy_versions"].values() >= self.global_steps - 1).sum())
             if self.source.wants_evicted:
-                evicted = finished_samples(data, batch.tags, data["rollout_log_probs"], self.collected.visits)
-                self.source.keep(list(evicted))
-        self.collected.forget(uids)
+                self.source.keep(list(finished_samples(data, batch.tags, data["rollout_log_probs"])))
 
     # ------------------------------------------------------------------ advantages and weights
 
@@ -171,7 +159,7 @@ class UpdateStage(Stage):
                 given |= self._replace_fields(batch, rows, given, data["response_mask"], metrics)
             counts = given["response_mask"] * given["loss_mask"]
         metrics.update(self.broken.before_update(self.global_steps, counts))
-        self.collected.clear(others_wait=self.trainer_mode != "sync")
+        self.collected.clear()
         return batch
 
     def _replace_fields(
@@ -197,5 +185,7 @@ class UpdateStage(Stage):
         metrics.update(self.broken.after_update(self.global_steps, metrics))
         prefix = f"actor/{PREFIX}"
         sums = {key.removeprefix("actor/"): metrics.pop(key) for key in list(metrics) if key.startswith(prefix)}
-        metrics.update(means_of_loss_sums(sums) if sums else {})
+        if sums:
+            self.collected.loss_sums.append(sums)
+            metrics.update(means_of_loss_sums(sums))
         return batch

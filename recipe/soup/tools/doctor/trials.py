@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from recipe.soup.checks.rows import files, local_files, needs_truth
 from recipe.soup.checks.tables import read_table
 from recipe.soup.errors import refuse
-from recipe.soup.names import ASYNC_TRAINER_MODE, TRAINER_MODE
+from recipe.soup.names import TRAINER_MODES
 from recipe.soup.settings import SoupSettings, parse_settings
 from recipe.soup.tools.doctor.machine import CannotTell
 from recipe.soup.verl_adapter.problems import Prompts
@@ -114,7 +114,7 @@ def check_age(config: DictConfig) -> str:
 
 
 def _mixing(config: DictConfig) -> SoupSettings | None:
-    if config.trainer.v1.trainer_mode not in (TRAINER_MODE, ASYNC_TRAINER_MODE) or "soup" not in config.algorithm:
+    if config.trainer.v1.trainer_mode not in TRAINER_MODES or "soup" not in config.algorithm:
         return None
     settings = parse_settings(config.algorithm.soup, config.actor_rollout_ref.rollout.response_length)
     return settings if settings.mixes else None

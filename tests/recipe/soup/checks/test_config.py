@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
 from recipe.soup.checks.config import check_config
+from recipe.soup.names import ASYNC_TRAINER_MODES
 from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.settings import parse_settings
@@ -25,6 +26,7 @@ Compose = Callable[..., DictConfig]
 BASE = ("algorithm=soup", "hardware=cpu", "example=countdown")
 ROLLOUT = "actor_rollout_ref.rollout"
 ASYNC = "trainer.v1.trainer_mode=soup_colocate_async"
+SEPARATE = "trainer.v1.trainer_mode=soup_separate_async"
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,9 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         (ASYNC, "soup.second_moment=0.1", "use trainer.v1.trainer_mode=soup"),
         (ASYNC, "soup.baseline=separate", "use trainer.v1.trainer_mode=soup"),
         (ASYNC, "soup.behavior_log_probs=trainer", "use trainer.v1.trainer_mode=soup"),
+        (SEPARATE, "soup.behavior_log_probs=trainer", "use trainer.v1.trainer_mode=soup"),
+        (SEPARATE, "soup.ratio=luffy", "use trainer.v1.trainer_mode=soup"),
+        (SEPARATE, "soup.source=snapshot", "use lookahead or replay"),
     ],
 )
 def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advice: str) -> None:
@@ -353,22 +358,30 @@ def test_the_largest_lag_of_a_schedule_decides_how_many_snapshots_are_kept(examp
     assert parse_settings(config.algorithm.soup, 24).snapshot.keep == 5  # 16 updates behind the newest, every 4
 
 
-@pytest.mark.parametrize("mode", ["auto", "resume_path"])
-def test_the_async_trainer_starts_but_does_not_resume(example: Compose, tmp_path: Path, mode: str) -> None:
-    overrides = ["trainer.v1.trainer_mode=soup_colocate_async", f"trainer.default_local_dir={tmp_path}"]
-    check_config(example(*overrides))
-    check_config(example(*overrides, "trainer.resume_mode=auto"))  # in a folder without a checkpoint
+@pytest.mark.parametrize("resume", ["auto", "resume_path"])
+@pytest.mark.parametrize("mode", ASYNC_TRAINER_MODES)
+def test_what_was_under_way_is_taken_over_by_an_async_trainer_only(
+    example: Compose, tmp_path: Path, mode: str, resume: str
+) -> None:
+    """And not without its prefixes, which are in the prompts and samples that verl saves."""
+    overrides = [f"trainer.v1.trainer_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
     folder = tmp_path / "global_step_4"
     folder.mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     PrefixBank().save(folder / BANK_FILE, {}, 0, {})
-    overrides += [f"trainer.resume_mode={mode}", f"trainer.resume_from_path={folder}"]
-    text = sentence(check_config, example(*overrides))
-    assert text.startswith("trainer.v1.trainer_mode=soup_colocate_async: ")
-    assert str(folder) in text
-    assert "trainer.resume_mode=disable" in text
-    check_config(example(*overrides, "trainer.resume_mode=disable"))
-    check_config(example(*overrides, "algorithm.soup.mixed_share=0"))  # no prefixes are in flight
+    overrides += [f"trainer.resume_mode={resume}", f"trainer.resume_from_path={folder}"]
+    fresh, sync = "algorithm.soup.resume_bank=fresh", "trainer.v1.trainer_mode=soup"
+    for accepted in ([], [fresh], [sync]):  # the checkpoint of a synchronous trainer
+        check_config(example(*overrides, *accepted))
+    (folder / "transfer_queue").mkdir()
+    check_config(example(*overrides))
+    check_config(example(*overrides, fresh, "algorithm.soup.mixed_share=0"))
+    for refused, advice in ((fresh, "set it to strict"), (sync, "soup_colocate_async and soup_separate_async")):
+        text = sentence(check_config, example(*overrides, refused))
+        assert text.startswith(f"{refused}: ")
+        assert str(folder) in text
+        assert advice in text
+    check_config(example(*overrides, fresh, "trainer.resume_mode=disable"))
 
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

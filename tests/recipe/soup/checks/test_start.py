@@ -187,6 +187,9 @@ REFUSED = [
     (f"{ROLLOUT}.gpu_memory_utilization=1.5", f"{ROLLOUT}.gpu_memory_utilization=1.5: "),
     (f"{ACTOR}.optim.lr=-1e-6", f"{ACTOR}.optim.lr=-1e-06: "),
     (f"{ACTOR}.optim.lr=nan", f"{ACTOR}.optim.lr=nan: "),
+    (f"{ROLLOUT}.seed=null", f"{ROLLOUT}.seed=None: "),
+    (f"{ROLLOUT}.seed=-1", f"{ROLLOUT}.seed=-1: "),
+    (f"{ROLLOUT}.seed=0.5", f"{ROLLOUT}.seed=0.5: "),
     # Rollout correction.
     (f"{CORRECTION}.rollout_rs=token_k1", f"{CORRECTION}.rollout_rs_threshold=None: "),
     (f"{CORRECTION}.rollout_rs=token {CORRECTION}.rollout_rs_threshold=2", f"{CORRECTION}.rollout_rs=token: "),

@@ -15,7 +15,7 @@ from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import target_version
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.source import FinishedSample, RunFacts
+from recipe.soup.prefixes.source import FinishedSample, RunFacts, fingerprint
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
 
 LENGTH = PrefixLengthSettings(distribution="fixed", min=1, max=2)
@@ -129,7 +129,7 @@ def assert_exact(run: Run) -> list[int]:
     ages = []
     for step in range(1, run.last_step + 1):
         for ordinal, version in run.step(step):
-            plan = run.source.plan(ordinal, f"prompt {ordinal}")
+            plan = run.source.plan(ordinal, fingerprint(f"prompt {ordinal}"))
             wanted = target_version(step, plan.steps_ahead, run.source.settings.warm_start)
             # What this step's own version would have sampled is not historical.
             assert version == (None if wanted is None or wanted >= step - 1 else wanted)
@@ -263,12 +263,14 @@ def test_a_fraction_is_of_what_responses_were_like_when_the_prompt_was_fetched(t
     assert not TestSeveral.start()[0].wants_responses
     assert [set(request.lengths.values()) for request in requests] == [{6}, {6}]  # half of half of 24
     tokens = np.zeros(20, np.int32)
-    source.keep([FinishedSample("prompt 0", 0, tokens, np.zeros(20, np.float32), np.zeros(20, np.int64), 0.0)])
+    source.keep(
+        [FinishedSample(fingerprint("prompt 0"), 0, tokens, np.zeros(20, np.float32), np.zeros(20, np.int64), 0.0)]
+    )
     source.save(tmp_path)
     resumed, _ = TestSeveral.start(prefix_length=length)
     resumed.load(tmp_path)
     for each in (source, resumed):
-        assert set(each.plan(50, "prompt 50").lengths) == {10}
+        assert set(each.plan(50, fingerprint("prompt 50")).lengths) == {10}
 
 
 @settings(deadline=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipe.soup.prefixes.replay import ReplaySource
-from recipe.soup.prefixes.source import FinishedSample, RunFacts
+from recipe.soup.prefixes.source import FinishedSample, RunFacts, fingerprint
 from recipe.soup.settings import PrefixLengthSettings, ScheduleSettings, SoupSettings
 
 PROMPTS, SAMPLES, RESPONSE_LENGTH = 6, 4, 8
@@ -52,7 +52,9 @@ class Run:
                 ordinal = chunk.first_ordinal + row
                 log_probs = np.full(len(versions), self.log_prob(step, sample))
                 reward = self.reward(step, sample)
-                samples.append(FinishedSample(chunk.messages[row], ordinal, ids, log_probs, versions, reward))
+                samples.append(
+                    FinishedSample(fingerprint(chunk.messages[row]), ordinal, ids, log_probs, versions, reward)
+                )
         self.source.keep(samples)
         return prefixes
 
@@ -131,7 +133,7 @@ class TestSelection:
         run = Run(LENGTH, selection="successful")
         response = np.zeros(5, np.int32), np.zeros(5, np.float32), np.zeros(5, np.int64)
         for ordinal, reward in ((0, 1.0), (6, 0.0)):
-            run.source.keep([FinishedSample("prompt", ordinal, *response, reward)] * SAMPLES)
+            run.source.keep([FinishedSample(fingerprint("prompt"), ordinal, *response, reward)] * SAMPLES)
             assert len(run.source.bank) == 2 * reward
 
     def test_the_most_surprising_responses_come_first(self) -> None:

@@ -363,7 +363,7 @@ def test_fresh_begins_with_an_empty_bank_and_says_so(
     assert len(source.bank) == 0
     assert ages(goes_on(source)) == [set(), {1}, *[{2}] * 10]
     plans = LookaheadSource(source.settings, source.facts, source._fetch)
-    assert source.plan(20, "x") == plans.plan(20, "x")
+    assert source.plan(20, fingerprint("x")) == plans.plan(20, fingerprint("x"))
 
 
 def test_from_a_run_that_mixed_nothing_anything_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +403,7 @@ def test_prompts_come_again_under_their_fingerprints() -> None:
         source="replay", prefix_length={"distribution": "uniform", "unit": "fraction", "min": 0, "max": 0.5}
     )
     ids = np.arange(10)
-    source.keep([FinishedSample("prompt 0", 0, ids, -np.ones(10), np.full(10, 3), 1.0)] * 4)
+    source.keep([FinishedSample(fingerprint("prompt 0"), 0, ids, -np.ones(10), np.full(10, 3), 1.0)] * 4)
     prompt = fingerprint("prompt 0")
     assert source.bank.slots(prompt) == {0, 1}
     assert not source.adapt(1, {LONGEST})

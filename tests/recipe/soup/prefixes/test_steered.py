@@ -57,7 +57,9 @@ class Run:
                 reward = float(self.solves(row, sample, prefix))
                 ordinal = chunk.first_ordinal + row
                 samples.append(
-                    FinishedSample(MESSAGES[row], ordinal, ids, np.full(LENGTH, -1.0), versions, reward, entropy)
+                    FinishedSample(
+                        fingerprint(MESSAGES[row]), ordinal, ids, np.full(LENGTH, -1.0), versions, reward, entropy
+                    )
                 )
         self.source.keep(samples)
         self.metrics = self.source.metrics()

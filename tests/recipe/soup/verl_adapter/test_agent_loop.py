@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from transfer_queue.utils.serial_utils import MsgpackDecoder, MsgpackEncoder
 from transformers import AutoTokenizer
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.rollout.replica import TokenOutput
@@ -182,6 +183,31 @@ def test_only_the_sample_that_was_meant_gets_the_prefix(run: Any) -> None:
     orders = PromptRequests(prefixes={0: prefix_of(3)})
     assert run(FakeEngine(), session_id=1, **{REQUESTS_KEY: orders}).policy_versions == [VERSION] * RESPONSE_LENGTH
     assert 0 in orders.prefixes
+
+
+def through_transfer_queue(value: Any) -> Any:
+    """As TransferQueue hands out what is in it."""
+    return MsgpackDecoder().decode(MsgpackEncoder().encode(value))
+
+
+def test_orders_of_a_checkpoint_come_back_as_dictionaries_and_are_carried_out(run: Any) -> None:
+    """transfer_queue.utils.serial_utils: what rides on a prompt that a resumed run sends out again."""
+    prefix = Prefix(np.arange(2, 5, dtype=np.int32), np.full(3, -0.25, np.float32), ((3, 1), (4, 2)))
+    request = PrefixRequest(40, [{"role": "user", "content": "1 2 3=6:"}], {0: 2, 1: 4}, "keep", tools=("a", "b"))
+    orders = PromptRequests(prefixes={0: prefix}, requests={1: [request]})
+    stored = through_transfer_queue(orders)
+    assert isinstance(stored, dict)
+    restored = PromptRequests.unpack(stored)
+    assert restored.requests == orders.requests
+    assert vars(restored.prefixes[0]).keys() == vars(prefix).keys()
+    first = run(FakeEngine(), **{REQUESTS_KEY: stored})
+    assert first.response_ids == [2, 3, 4] + [5] * (RESPONSE_LENGTH - 3)
+    assert first.policy_versions == [3, 4, 4] + [VERSION] * (RESPONSE_LENGTH - 3)
+    second = run(FakeEngine(), session_id=1, **{REQUESTS_KEY: stored})
+    assert second.policy_versions == [VERSION] * RESPONSE_LENGTH
+    packed = second.as_dict()["extra_fields"][SAMPLED_KEY]
+    seeds = [SampledPrefix.unpack(through_transfer_queue(seed)) for seed in packed]
+    assert {(seed.ordinal, seed.slot, len(seed.prefix)) for seed in seeds} == {(40, 0, 2), (40, 1, 4)}
 
 
 class TestSeeding:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
+from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded, visits
 from transfer_queue import KVBatchMeta
 
 from recipe.soup.prefixes.source import fingerprint
@@ -24,8 +24,8 @@ def test_an_evicted_group(overrides: tuple[str, ...], composed: Any, store: Stor
     evicted = [key for key in batch.keys if str(store.rows[key]["uid"]) == uids[0]]
     others = [key for key in batch.keys if key not in evicted]
     messages = [{"role": "user", "content": "3 5 7=22:"}]
-    trainer.collected.visits = {uid: (i, [{"role": "user", "content": uid}]) for i, uid in enumerate(uids)}
-    trainer.collected.visits[uids[0]] = (11, messages)
+    visits(store, {uid: (i, [{"role": "user", "content": uid}]) for i, uid in enumerate(uids)})
+    visits(store, {uids[0]: (11, messages)})
     rows = [dict(store.rows[key]) for key in evicted]
 
     def part(keys: list[str]) -> KVBatchMeta:

@@ -278,3 +278,17 @@ def test_a_step_in_which_no_sample_comes_ends_the_run_with_the_reward_that_hangs
     sentence = f"{what} has waited 0.2 s for a sample, and none came. my_reward hangs. Give .*algorithm.soup.max_wait"
     with pytest.raises(RunEndedError, match=sentence):
         trainer.replay_buffer.sample(global_steps=5, partition_id=partition, batch_size=1)
+
+
+def test_groups_of_a_checkpoint_are_whole_whatever_their_number_is_now(queue: Queue) -> None:
+    """Those that wait; a prompt that is sent out again gets as many samples as this run asks for."""
+    lost, buffer = watched(ReplayBufferAsync, refill_fn=lambda number: None)
+    for i in range(PROMPTS - 1):
+        queue.add(f"old-{i}")
+        queue.clear([f"old-{i}_{session}_0" for session in range(3, SAMPLES)], "train")
+    queue.tags["again"] = {"is_prompt": True, "status": "running", "global_steps": 1}
+    lost.resume(dict(queue.tags))
+    queue.add("again")
+    _, metrics = buffer.sample(global_steps=5, partition_id="train", batch_size=PROMPTS)
+    expected = 3 * (PROMPTS - 1) + SAMPLES
+    assert counted(metrics) == [expected, expected, expected, 0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transfer_queue as tq
-from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded
+from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded, visits
 from transformers import AutoModelForCausalLM
 
 from recipe.soup.names import SAMPLED_KEY
@@ -108,7 +108,7 @@ def test_a_step_of_a_trainer_that_rounds(source: str, composed: Any, store: Stor
     trainer.actor_rollout_wg._query_dispatch_info = lambda name: [0]
     batch = recorded(store)
     uids = dict.fromkeys(str(store.rows[key]["uid"]) for key in batch.keys)
-    trainer.collected.visits = {uid: (i, CHUNK.messages[0]) for i, uid in enumerate(uids)}
+    visits(store, {uid: (i, CHUNK.messages[0]) for i, uid in enumerate(uids)})
     trainer.source.queue.append(CHUNK)
     prefix = Prefix(np.array([3, 4], dtype=np.int32), np.zeros(2, np.float32), ((STEP - 1, 2),))
     arriving = SampledPrefix(40, 0, prefix, 3, False, prompt_ids=[5, 6, 7])

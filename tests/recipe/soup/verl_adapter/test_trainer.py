@@ -26,6 +26,7 @@ from training_worker import (
     make_trainer,
     recorded,
     update,
+    visits,
     with_tools,
 )
 from transfer_queue import KVBatchMeta
@@ -36,11 +37,12 @@ from verl.utils.dataset.rl_dataset import collate_fn
 
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
+from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.plan import PromptPlan
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools, SampledPrefix
-from recipe.soup.prefixes.source import fingerprint
+from recipe.soup.prefixes.source import BANK_FILE, fingerprint
 from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from recipe.soup.verl_adapter.transfer_queue import without_padding
@@ -147,12 +149,12 @@ def test_replay_is_handed_every_sample_with_its_prompt(composed: Any, store: Sto
     batch = recorded(store, slice(0, 15))
     uids = list(dict.fromkeys(store.rows[key]["uid"] for key in batch.keys))
     messages = {uid: [{"role": "user", "content": uid}] for uid in uids}
-    trainer.collected.visits = {uid: (i, messages[uid]) for i, uid in enumerate(uids)}
+    visits(store, {uid: (i, messages[uid]) for i, uid in enumerate(uids)})
     batch = upsample_batch_to_divisible_size(batch, 4, eos_token_id=1)
     assert batch.tags[-1]["is_padding"]
     batch = KVBatchMeta(partition_id="train", keys=batch.keys, tags=batch.tags, extra_info={})
     trainer._compute_advantage(trainer._compute_old_log_prob(batch, {}), {})
-    assert trainer.collected == StepState(shown=trainer.collected.shown)
+    assert trainer.collected == StepState(shown=trainer.collected.shown, all_rows=trainer.collected.all_rows)
     kept = {uid: list(trainer.source.bank.take(fingerprint(messages[uid])).values()) for uid in uids}
     assert sum(map(len, kept.values())) == 15
     several = 0
@@ -183,7 +185,7 @@ def test_a_source_is_handed_the_first_turn(
     if tools:
         with_tools(store)
     uid = store.rows[batch.keys[0]]["uid"]
-    trainer.collected.visits = {uid: (0, [])}
+    visits(store, {uid: (0, [])})
     handed: list[Any] = []
     trainer.source.keep = handed.extend
     monkeypatch.setattr(type(trainer.source), "wants_evicted", True)
@@ -457,3 +459,26 @@ def test_constant_rewards_give_no_gradient(composed: Any) -> None:
         token_level_rewards=torch.ones(2, 3), response_mask=torch.ones(2, 3), index=groups, config=config
     )
     assert not advantages.any()
+
+
+def test_a_checkpoint_has_the_prefixes_of_groups_that_were_dropped_after_the_update(
+    composed: Any, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PPOTrainerSync, "_save_checkpoint", lambda self: None)
+    config = composed(*COUNTDOWN, "algorithm=soup", f"trainer.default_local_dir={tmp_path}")
+    trainer = make_trainer(SoupTrainer, config)
+    trainer.source.queue.append(CHUNK)
+    prefix = Prefix(np.arange(2, dtype=np.int32), np.zeros(2, np.float32), ((4, 2),))
+    trainer.collected.prefixes = [SampledPrefix(40, 0, prefix, 3, False)]
+    trainer._save_checkpoint()
+    bank, _, _ = PrefixBank.load(tmp_path / f"global_step_{STEP}" / BANK_FILE)
+    assert [(ordinal, slot) for ordinal, slot, _ in bank.items()] == [(40, 0)]
+    assert not trainer.collected.prefixes
+
+
+def test_a_newer_version_than_the_steps_own_ends_the_run(composed: Any, store: Store) -> None:
+    trainer = make_trainer(SoupTrainer, composed(*COUNTDOWN, "algorithm=soup"), StillWorkers(store))
+    batch = recorded(store)
+    store.rows[batch.keys[3]]["policy_versions"][-1] = STEP
+    with pytest.raises(RuntimeError, match=f"Version {STEP} sampled tokens of a step that has {STEP - 1}"):
+        trainer._compute_old_log_prob(batch, {})
