@@ -15,6 +15,26 @@ Shard = Path | ObjectRef
 
 FOREIGN = -1
 """Version of weights that this run did not make."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What PEFT writes of an adapter."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA adapters of one version.
+
+    Attributes:
+        version: number of updates that made them; `FOREIGN` for those of another run.
+        folder: PEFT's, which all nodes must see.
+    """
+
+    version: int
+    folder: str
+
+
+def missing_file(folder: Path) -> Path | None:
+    """Return the file that a folder lacks to be an adapter of PEFT's, if it does."""
+    return next((folder / name for name in ADAPTER_FILES if not (folder / name).is_file()), None)
 
 
 class PendingShards(Sequence[Shard]):
@@ -63,6 +83,15 @@ class Snapshot:
     shards: Sequence[Shard]
     nbytes: int
     origin: str | None = None
+
+    @property
+    def adapter(self) -> Adapter:
+        """The same as adapters, if it was made of them (`adapters.py`)."""
+        if self.origin is not None:
+            return Adapter(self.version, self.origin)
+        [file, *_] = self.shards
+        assert isinstance(file, Path)
+        return Adapter(self.version, str(file.parent))
 
 
 def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:

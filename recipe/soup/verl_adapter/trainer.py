@@ -19,6 +19,7 @@ from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file,
 from recipe.soup.run_settings import in_float16, run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.dump import DumpStage
+from recipe.soup.verl_adapter.historical_adapters import HistoricalAdapters
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.prompt_stage import PromptStage
@@ -50,7 +51,8 @@ class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage
         self.lost = LostSamples(rollout.n, rollout.n * prompts, self.settings.max_lost_share)
         self.broken = BrokenSteps(self.settings.broken_steps, in_float16(config))
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
-        self.history = HistoricalReplicas(config, self.settings) if past_weights else None
+        made = HistoricalAdapters if self.settings.snapshot.placement == "shared" else HistoricalReplicas
+        self.history = made(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)
         super().__init__(config)
 
@@ -82,7 +84,7 @@ class SoupStages(PromptStage, UpdateStage, SyncStage, ValidationStage, DumpStage
         # The twin may run on another engine, whose servers have no such questions to answer.
         vllm = self.config.actor_rollout_ref.rollout.name == "vllm"
         self.engines = list(self.llm_server_manager.get_replicas()) if vllm else []
-        replicas = self.engines + (self.history.replicas if self.history is not None else [])
+        replicas = [*self.engines, *(self.history.replicas if self.history is not None else [])]
         agents = list(getattr(agent_loop_manager, "agent_loop_workers", []))
         handshake(self.actor_rollout_wg.workers, replicas, agents)
         stale_weights(self.engines)  # from here on: what the engine has before the first step
