@@ -15,6 +15,8 @@ Shard = Path | ObjectRef
 
 FOREIGN = -1
 """Version of weights that this run did not make."""
+TRAINED_ADAPTERS = "lora_train_meta.json"
+"""verl writes it into a checkpoint's folder `actor` where adapters are trained."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What PEFT writes of an adapter."""
 
@@ -108,9 +110,14 @@ def checkpoint_files(path: str) -> list[Path]:
             with `hf_model` in `checkpoint.save_contents`; or a model's name on the hub.
 
     Raises:
-        FileNotFoundError: there are no safetensors; says how to get them.
+        FileNotFoundError: there are no safetensors, or those of LoRA adapters beside a base model; says what to do.
     """
     root = Path(path).expanduser()
+    if any((folder / TRAINED_ADAPTERS).exists() for folder in (root, root.parent, root / "actor")):
+        raise FileNotFoundError(
+            f"{path} holds LoRA adapters beside a base model, under names of PEFT's, and no whole weights: merge them "
+            "first, with PEFT."
+        )
     if not root.exists():
         root = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     for folder in (root, root / "huggingface", root / "actor" / "huggingface"):

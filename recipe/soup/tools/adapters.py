@@ -8,16 +8,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-TRAINED = "lora_train_meta.json"
-"""verl writes it into a checkpoint's folder `actor` where adapters are trained."""
-ADAPTER = "adapter_config.json"
+from verl_ext.historical_policy.snapshots import ADAPTER_FILES, TRAINED_ADAPTERS
+
+ADAPTER = ADAPTER_FILES[0]
 """PEFT writes it into the folder of an adapter."""
 WRAPPED = "base_model.model."
 
 
 def has_adapters(folder: Path) -> bool:
     """Whether these weights, `huggingface` in a checkpoint of verl, are a base model with adapters beside it."""
-    return (folder.parent / TRAINED).exists()
+    return (folder.parent / TRAINED_ADAPTERS).exists()
 
 
 def merged_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def merged_weights(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: there is a tensor of another kind of adapter.
     """
-    meta = json.loads((folder.parent / TRAINED).read_text())
+    meta = json.loads((folder.parent / TRAINED_ADAPTERS).read_text())
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)

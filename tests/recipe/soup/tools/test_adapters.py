@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from recipe.soup.tools.adapters import TRAINED, WRAPPED, merged
+from recipe.soup.tools.adapters import WRAPPED, merged
 from recipe.soup.tools.verify import load
+from verl_ext.historical_policy.snapshots import TRAINED_ADAPTERS, checkpoint_files
 
 
 def tiny(tied: bool) -> PreTrainedModel:
@@ -32,7 +33,7 @@ def checkpoint(folder: Path, tied: bool = False) -> tuple[Path, Path, Path, dict
             parameter.data.normal_()
     peft.save_pretrained(str(adapter))
     actor.mkdir()
-    (actor / TRAINED).write_text(json.dumps({"r": 3, "lora_alpha": 5, "task_type": "CAUSAL_LM"}))
+    (actor / TRAINED_ADAPTERS).write_text(json.dumps({"r": 3, "lora_alpha": 5, "task_type": "CAUSAL_LM"}))
     model.config.save_pretrained(actor / "huggingface")
     save_file(
         {name: tensor.clone() for name, tensor in peft.state_dict().items()},
@@ -68,3 +69,11 @@ def test_what_is_no_plain_lora_or_not_there_is_refused(name: str, tmp_path: Path
         merged(folder)
     with pytest.raises(SystemExit, match="cannot be loaded by transformers"):
         load(folder, "cpu", str(base))
+
+
+@pytest.mark.parametrize("place", [".", "..", "../.."])
+def test_such_a_checkpoint_is_no_snapshot_of_whole_weights(place: str, tmp_path: Path) -> None:
+    """vLLM knows none of its names; whichever of the checkpoint's folders is given."""
+    _, _, folder, _ = checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds LoRA adapters beside a base model"):
+        checkpoint_files(str((folder / place).resolve()))
