@@ -52,6 +52,9 @@ ENGINE = (
 )
 """Where past weights lie and run; the same prefixes come of it."""
 BY_LAG = ("lag", "lag_distribution", "warm_start", "schedules.lag")
+PLACEMENT = f"{SoupSettings.path}.snapshot.placement"
+OWN_ENGINE = "colocated or standalone"
+"""What a bank's origin says of a placement that keeps whole weights."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
@@ -67,6 +70,8 @@ def bank_origin(config: DictConfig) -> dict[str, Any]:
     if settings.source == "dataset":
         return {SOURCE: "dataset"}  # nothing is kept: each prompt brings its own
     origin = {f"{SoupSettings.path}.{name}": attrgetter(name)(settings) for name in _names(settings)}
+    if settings.source == "snapshot":
+        origin[PLACEMENT] = "shared" if settings.snapshot.placement == "shared" else OWN_ENGINE
     for key in OF_CONFIG:
         value = OmegaConf.select(config, key, default=None)
         origin[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

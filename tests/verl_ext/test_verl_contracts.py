@@ -33,7 +33,7 @@ from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logit
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.llm_server import LLMServerClient
-from verl.workers.rollout.replica import RolloutReplica, TokenOutput
+from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
@@ -91,6 +91,11 @@ from verl_ext.plugin.callbacks import SUPPORTED_VERL, RequireCpuPlatform, requir
         (RolloutReplica.init_standalone, ["self"]),
         (RolloutReplica.init_colocated, ["self", "resource_pool"]),
         (ActorRolloutRefWorker.update_weights, ["self", "global_steps", "mode"]),
+        (FSDPEngine.get_per_tensor_param, ["self", "layered_summon", "base_sync_done", "kwargs"]),
+        (vLLMHttpServer.run_server, ["self", "args"]),
+        (vLLMHttpServer.run_headless, ["self", "args"]),
+        (vLLMHttpServer.set_global_steps, ["self", "global_steps"]),
+        (RolloutReplicaRegistry.register, ["name", "loader"]),
         (split_resource_pool, ["resource_pool", "split_size"]),
         (SingleTurnAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
         (ToolAgentLoop.run, ["self", "sampling_params", "priority", "kwargs"]),
@@ -349,3 +354,40 @@ def test_what_is_under_way_is_saved_with_all_that_rides_on_it_and_sent_out_again
     worker = inspect.getsource(cast(Any, AgentLoopWorkerTQ).__ray_metadata__.modified_class._agent_loop_postprocess)
     assert "field.update(kwargs)" in worker  # with each sample all fields of its prompt
     assert '"global_steps": kwargs["global_steps"]' in worker  # when it was sent out
+
+
+def test_adapters_in_verls_engine() -> None:
+    """What verl_ext/historical_policy/adapter_server.py stands in for, and where it hooks in."""
+    asks = inspect.getsource(vLLMHttpServer.generate)
+    assert "lora_loaded = VLLM_LORA_INT_ID in await self.engine.list_loras()" in asks  # else the base model answers
+    assert "lora_request=lora_request,\n" in asks
+    launches = inspect.getsource(vLLMHttpServer.launch_server)
+    assert launches.index("**engine_kwargs,") < launches.index('"max_loras": 1,')  # a config's own number is lost
+    assert "await self.run_server(server_args)" in launches
+    sends = inspect.getsource(ServerAdapter.update_weights)
+    assert "await self.server_handle.set_global_steps.remote(global_steps)" in sends  # after each sync
+    assert "self.remove_lora(VLLM_LORA_INT_ID)" in inspect.getsource(
+        vLLMColocateWorkerExtension.update_weights_from_ipc
+    )
+    passes_on = inspect.getsource(LLMServerClient.generate)
+    assert passes_on.index("await server.generate.remote(") < passes_on.rindex("**kwargs,")
+
+
+def test_vllm_puts_an_adapter_into_the_slot_of_one_that_the_same_batch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the current adapter pinned, two past ones in two slots: so adapter_server.py counts them."""
+    from vllm.lora.model_manager import AdapterLRUCache, LoRAModelManager, LRUCacheLoRAModelManager
+
+    manager: Any = LRUCacheLoRAModelManager.__new__(LRUCacheLoRAModelManager)
+    monkeypatch.setattr(LRUCacheLoRAModelManager, "lora_slots", 2, raising=False)
+    manager._active_adapters, manager._registered_adapters = (AdapterLRUCache(4, lambda _: None) for _ in range(2))
+
+    def activate(self: Any, number: int) -> bool:
+        self._active_adapters[number] = None
+        return True
+
+    monkeypatch.setattr(LoRAModelManager, "activate_adapter", activate)
+    manager._registered_adapters[123] = None
+    manager.pin_adapter(123)
+    for number in (1003, 1004):  # vLLM's scheduler takes both: there are two slots
+        manager.activate_adapter(number)
+    assert set(manager._active_adapters) == {123, 1004}

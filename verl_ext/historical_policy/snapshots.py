@@ -15,6 +15,28 @@ Shard = Path | ObjectRef
 
 FOREIGN = -1
 """Version of weights that this run did not make."""
+TRAINED_ADAPTERS = "lora_train_meta.json"
+"""verl writes it into a checkpoint's folder `actor` where adapters are trained."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What PEFT writes of an adapter."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA adapters of one version.
+
+    Attributes:
+        version: number of updates that made them; `FOREIGN` for those of another run.
+        folder: PEFT's, which all nodes must see.
+    """
+
+    version: int
+    folder: str
+
+
+def missing_file(folder: Path) -> Path | None:
+    """Return the file that a folder lacks to be an adapter of PEFT's, if it does."""
+    return next((folder / name for name in ADAPTER_FILES if not (folder / name).is_file()), None)
 
 
 class PendingShards(Sequence[Shard]):
@@ -64,6 +86,15 @@ class Snapshot:
     nbytes: int
     origin: str | None = None
 
+    @property
+    def adapter(self) -> Adapter:
+        """The same as adapters, if it was made of them (`adapters.py`)."""
+        if self.origin is not None:
+            return Adapter(self.version, self.origin)
+        [file, *_] = self.shards
+        assert isinstance(file, Path)
+        return Adapter(self.version, str(file.parent))
+
 
 def from_checkpoint(path: str, version: int = FOREIGN) -> Snapshot:
     """Make a snapshot of a checkpoint, without reading it yet. `checkpoint_files` says what it may be."""
@@ -79,9 +110,14 @@ def checkpoint_files(path: str) -> list[Path]:
             with `hf_model` in `checkpoint.save_contents`; or a model's name on the hub.
 
     Raises:
-        FileNotFoundError: there are no safetensors; says how to get them.
+        FileNotFoundError: there are no safetensors, or those of LoRA adapters beside a base model; says what to do.
     """
     root = Path(path).expanduser()
+    if any((folder / TRAINED_ADAPTERS).exists() for folder in (root, root.parent, root / "actor")):
+        raise FileNotFoundError(
+            f"{path} holds LoRA adapters beside a base model, under names of PEFT's, and no whole weights: merge them "
+            "first, with PEFT."
+        )
     if not root.exists():
         root = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
     for folder in (root, root / "huggingface", root / "actor" / "huggingface"):

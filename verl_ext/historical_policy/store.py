@@ -50,7 +50,7 @@ class SnapshotStore:
         self.named: dict[str, Snapshot] = {}
         self.notes: dict[str, float] = {}
         self._held: Snapshot | None = None
-        for leftover in folder.glob("version_*/*.safetensors") if folder is not None else ():
+        for leftover in folder.glob("version_*/*") if folder is not None else ():
             leftover.unlink()  # left by a run that was killed; checkpoints have links or copies of their own
 
     @property
@@ -117,7 +117,8 @@ class SnapshotStore:
             target = folder / f"version_{snapshot.version}"
             target.mkdir()
             for i, shard in enumerate(snapshot.shards):
-                _link_or_write(shard, target / f"{i:05d}.safetensors")
+                name = shard.name if isinstance(shard, Path) else f"{i:05d}.safetensors"
+                _link_or_write(shard, target / name)
         (folder / INDEX_FILE).write_text(json.dumps(index))
 
     def load(self, folder: Path) -> None:
@@ -125,7 +126,7 @@ class SnapshotStore:
         index = json.loads((folder / INDEX_FILE).read_text())
         snapshots: dict[int, Snapshot] = {}
         for version in {*index["versions"], *index["named"].values()}:
-            files = sorted((folder / f"version_{version}").glob("*.safetensors"))
+            files = sorted((folder / f"version_{version}").iterdir())
             shards = tuple(self._own(file, version) for file in files)
             snapshots[version] = Snapshot(version, shards, sum(file.stat().st_size for file in files))
         self._by_version = {version: snapshots[version] for version in index["versions"]}

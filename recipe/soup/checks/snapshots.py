@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recipe.soup.checks.adapters import check_adapters, sends_adapters
 from recipe.soup.checks.snapshot_memory import check_memory
 from recipe.soup.errors import refuse
 from recipe.soup.settings import POLICIES, SnapshotSettings, parse_settings
@@ -19,10 +20,12 @@ def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     model = config.actor_rollout_ref.model
-    lora = model.get("lora") or {}
-    if (model.get("lora_rank", 0) or lora.get("rank", 0)) and not lora.get("merge", False):
+    if settings.placement == "shared":
+        check_adapters(config, settings)
+    elif sends_adapters(config):
         key = "actor_rollout_ref.model.lora.merge"
-        raise refuse(key, False, "a snapshot holds whole weights, so adapters must be merged; set it to True.")
+        why = "a snapshot holds whole weights, so adapters must be merged; set it to True, or keep adapters alone by"
+        raise refuse(key, False, f"{why} {SETTINGS}.placement=shared.")
     if model.get("lora_adapter_path"):
         key = "actor_rollout_ref.model.lora_adapter_path"
         raise refuse(
@@ -32,6 +35,8 @@ def check_snapshots(config: DictConfig, settings: SnapshotSettings) -> None:
         key = "trainer.test_freq"
         raise refuse(key, config.trainer.test_freq, "snapshot.policy=best needs validations; set how often, in steps.")
     _check_weights("actor_rollout_ref.model.path", str(model.path))
+    if settings.placement == "shared":
+        return
     if settings.policy not in POLICIES:
         key, path = f"{SETTINGS}.policy", settings.policy
         if not Path(path).expanduser().exists() and (path.startswith(("/", "~", ".")) or "/" not in path):

@@ -1,6 +1,7 @@
 """Make the source that `algorithm.soup.source` names, or one without prefixes."""
 
 from pathlib import Path
+from typing import Any
 
 from recipe.soup.prefixes.dataset import DatasetSource
 from recipe.soup.prefixes.demonstrations import Demonstrations
@@ -9,6 +10,7 @@ from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.replay import ReplaySource
+from recipe.soup.prefixes.shared import AdapterEngine, SharedSource
 from recipe.soup.prefixes.snapshot import HistoricalEngine, SnapshotSource
 from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.prefixes.steered import SteeredSource
@@ -26,7 +28,7 @@ def make_source(
     settings: SoupSettings,
     facts: RunFacts,
     fetch: Fetch,
-    engine: HistoricalEngine | None,
+    engine: Any,
     base_model: str,
     folder: Path | None,
     demonstrations: Demonstrations | None = None,
@@ -36,16 +38,20 @@ def make_source(
     The arguments from `engine` on are for one source only.
 
     Args:
-        engine: samples with past weights; `snapshot` needs it.
+        engine: samples with past weights, a `HistoricalEngine`, or keeps them, an `AdapterEngine` (`placement=shared`).
         base_model: folder or name of version 0.
-        folder: where snapshot files go with `storage=disk`.
+        folder: where snapshot files go, if they go into files.
         demonstrations: of the prompts that are fetched; `dataset` needs them.
     """
     if not settings.mixes:
         return NoPrefixes(settings, facts, fetch)
     if settings.source == "snapshot":
-        assert engine is not None
-        return SnapshotSource(settings, facts, fetch, engine, base_model, folder)
+        if settings.snapshot.placement == "shared":
+            assert folder is not None
+            adapters: AdapterEngine = engine
+            return SharedSource(settings, facts, fetch, adapters, base_model, folder)
+        weights: HistoricalEngine = engine
+        return SnapshotSource(settings, facts, fetch, weights, base_model, folder)
     if settings.source == "dataset":
         assert demonstrations is not None
         return DatasetSource(settings, facts, fetch, demonstrations)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipe.soup.prefixes.prefix import Prefix
+from verl_ext.historical_policy.snapshots import Adapter
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class PrefixRequest:
         candidates: how many prefixes to sample for each slot; the one with the largest mean of -log_probs is kept.
         with_prompt: whether the prefixes shall come back with the prompt's token ids.
         tools: names of those that the prompt may call; none: all of the run's. They are part of what the model is told.
+        adapter: the past version that samples them; None: the current one.
     """
 
     ordinal: int
@@ -41,6 +43,7 @@ class PrefixRequest:
     candidates: int = 1
     with_prompt: bool = False
     tools: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     @classmethod
     def unpack(cls, packed: dict[str, Any]) -> "PrefixRequest":
@@ -59,10 +62,12 @@ class PromptRequests:
     Attributes:
         prefixes: the prefix to continue, by sample.
         requests: prefixes to sample for later prompts, by the sample that hosts the requests.
+        late: the prefix to sample now, and then to continue, by sample.
     """
 
     prefixes: dict[int, Prefix] = field(default_factory=dict)
     requests: dict[int, list[PrefixRequest]] = field(default_factory=dict)
+    late: dict[int, PrefixRequest] = field(default_factory=dict)
 
     def take(self, sample: int) -> tuple[Prefix | None, list[PrefixRequest]]:
         """Remove and return one sample's prefix and requests."""

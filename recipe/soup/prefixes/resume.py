@@ -5,16 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipe.soup.bank_origin import CALLS, LOOP, NOT_ALWAYS_KNOWN, NOTHING, SOURCE, TOKENIZER, TOOLS, TRAIN_FILES
+from recipe.soup.bank_origin import (
+    CALLS,
+    LOOP,
+    NOT_ALWAYS_KNOWN,
+    NOTHING,
+    PLACEMENT,
+    SOURCE,
+    TOKENIZER,
+    TOOLS,
+    TRAIN_FILES,
+)
 from recipe.soup.errors import refuse
 from recipe.soup.prefixes.bank import read_origin
 from recipe.soup.prefixes.files import UnreadableError, read_arrays
 from recipe.soup.prefixes.fit import CUT
+from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.response_lengths import TYPICAL_FILE
-from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.source import BANK_FILE, PrefixSource
 from recipe.soup.prefixes.steering import STEERING_FILE
 from verl_ext.health import NOTICE, end_run
+from verl_ext.historical_policy.snapshots import missing_file
 from verl_ext.historical_policy.store import INDEX_FILE
 
 SOUP = "algorithm.soup"
@@ -33,6 +44,7 @@ REFUSED = {
     LOOP: "the prompts of one had tools and those of the other had none",
     CALLS: "their first turns end where that parser sees the call of a tool",
     TOOLS: "their prompts told of other tools",
+    PLACEMENT: "past versions are adapters with shared, and whole weights elsewhere",
     "data.train_batch_size": "their steps are counted in such batches",
 }
 """Why prefixes cannot be used any more where the value of this key has changed."""
@@ -88,10 +100,14 @@ def _check_past(folder: Path, then: Mapping[str, Any]) -> None:
         raise UnreadableError(f"it has no {STEERING_FILE}, so the controllers of selection=steered are lost")
     if then.get(SOURCE) == "snapshot":
         try:
-            json.loads((folder / SNAPSHOT_FOLDER / INDEX_FILE).read_text())
+            index = json.loads((folder / SNAPSHOT_FOLDER / INDEX_FILE).read_text())
         except (OSError, ValueError):
             lost = f"it has no {SNAPSHOT_FOLDER}/{INDEX_FILE} that can be read, so past weights are lost"
             raise UnreadableError(lost) from None
+        if then.get(PLACEMENT) == "shared":
+            for version in {*index["versions"], *index["named"].values()}:
+                if (file := missing_file(folder / SNAPSHOT_FOLDER / f"version_{version}")) is not None:
+                    raise UnreadableError(f"the adapter of version {version} is lost: {file} is missing")
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -179,6 +179,10 @@ class PrefixSource(ABC):
         """Arrange for the prefixes that later steps will need; `rows` ride on this step's prompts."""
         return None
 
+    def late(self, chunk: Chunk, step: int) -> list[dict[int, PrefixRequest]]:
+        """Return for each prompt of a chunk what a past version samples as soon as a sample begins, by sample."""
+        return [{} for _ in chunk.messages]
+
     def generated(self, step: int) -> None:
         """Called when the step's samples are there and the rollout engine rests."""
         return None
@@ -187,12 +191,15 @@ class PrefixSource(ABC):
         """Count the prefixes that have arrived, and keep those whose prompts are still to come."""
         front = self.queue.front
         for sampled in arrived:
-            self._cost["arrived"] += sampled.answers
-            self._cost["tokens"] += sampled.sampled
-            self._cost["ended"] += sampled.ended
+            self._count(sampled)
             self.in_flight.discard((sampled.ordinal, sampled.slot))
             if front is not None and sampled.ordinal >= front.first_ordinal:
                 self.bank.put(sampled.ordinal, sampled.slot, sampled.prefix)
+
+    def _count(self, sampled: SampledPrefix) -> None:
+        self._cost["arrived"] += sampled.answers
+        self._cost["tokens"] += sampled.sampled
+        self._cost["ended"] += sampled.ended
 
     def keep(self, samples: Sequence[FinishedSample]) -> None:
         """Learn from responses that were trained on, for their prompts' next visit."""

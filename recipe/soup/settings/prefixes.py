@@ -193,6 +193,9 @@ class PrefixSettings(Group):
             gone = f"with lag={self.largest_lag} and every={snapshot.every} the snapshot that is old enough would be"
             why = f"{gone} gone; keep {needed} or more, or take them less often."
             self.demand("snapshot.keep", snapshot.keep is None or snapshot.keep >= needed, why)
+        if self.source == "snapshot" and snapshot.placement == "shared":
+            alone = "with snapshot.placement=shared each sample has a prefix of its own, sampled as it begins; use 1."
+            self.demand("samples_per_prefix", self.samples_per_prefix == 1, alone)
         return self
 
     def fill(self, response_length: int) -> None:

@@ -16,9 +16,11 @@ class SnapshotSettings(Group):
     policy: str = key(
         "lagged",
         "Whose prefixes a step gets, one policy a step: the youngest snapshot that is at least `lag` updates old "
-        "(`lagged`; with `every=1` exactly `lag`, as `lookahead`), one of those kept, drawn for each step (`pool`), "
+        "(`lagged`; with `every=1` exactly `lag`, as `lookahead`), one of those kept, drawn for each step (`pool`; "
+        "with `placement=shared` up to 4 for each step, of which each prompt has one), "
         "version 0 (`base`), the version with the best mean validation score so far, taken in the step after its "
-        "validation (`best`), or any checkpoint with safetensors of this architecture (a path or `owner/model`).",
+        "validation (`best`), or any checkpoint with safetensors of this architecture (a path or `owner/model`; with "
+        "`placement=shared` the folder of a LoRA adapter for the same base model).",
         origin="paper: an earlier checkpoint",
         when="Only `lagged` heeds `lag` and `warm_start`; the versions of another run's tokens are -1.",
     )
@@ -38,13 +40,16 @@ class SnapshotSettings(Group):
         "memory",
         "Where snapshots lie: in Ray's object store (`memory`), or as safetensors under "
         "`trainer.default_local_dir/past_weights`, which all nodes must see (`disk`).",
-        when="Checkpoints hold either kind (files are hard links where possible).",
+        when="Checkpoints hold either kind (files are hard links where possible). `placement=shared` does not heed it: "
+        "adapters are folders under `trainer.default_local_dir/past_adapters`, which all nodes must see.",
     )
-    placement: Literal["colocated", "standalone"] = key(
+    placement: Literal["colocated", "standalone", "shared"] = key(
         "colocated",
         "Where the engine that samples with them runs: on the trainer's GPUs, between rollout and update, asleep "
         "otherwise (`colocated`), or on `n_gpus` of its own, where it samples while the step before generates and "
-        "trains (`standalone`).",
+        "trains (`standalone`); or none runs, and past versions are LoRA adapters in the current policy's engine "
+        "(`shared`).",
+        when="`shared` needs `actor_rollout_ref.model.lora_rank` above 0 and unmerged: docs/lora.md.",
     )
     n_gpus: Whole | None = key(None, "GPUs of a `standalone` engine; null: those of one replica.")
     gpu_memory_utilization: Number | None = key(
@@ -66,4 +71,6 @@ class SnapshotSettings(Group):
 
     def needed(self, lag: int) -> int:
         """Snapshots that must be kept so that one is `lag` updates old when it is asked for."""
-        return -(-max(lag - 1, 0) // self.every) + 1
+        # An engine of its own is asked a step ahead, before the current version is kept.
+        ahead = 0 if self.placement == "shared" else 1
+        return -(-max(lag - ahead, 0) // self.every) + 1

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.errors import first_line, refuse
 from recipe.soup.records.json_lines import NUMBER, dumps, read_json_lines
+from recipe.soup.tools.adapters import ADAPTER, has_adapters, merged, with_adapter
 from recipe.soup.tools.exactness import SEGMENTS, Bounds, Comparison, Place, broken
 
 EXAMPLES = """bounds that fit, in float32:
@@ -50,8 +51,11 @@ def read_samples(folder: Path) -> dict[int, list[dict]]:
     return steps
 
 
-def load(folder: Path, device: str) -> PreTrainedModel:
-    """Load a version's weights; code that comes with a model is not run.
+def load(folder: Path, device: str, base_model: str) -> PreTrainedModel:
+    """Load a version's weights, with adapters merged into them; code that comes with a model is not run.
+
+    Args:
+        base_model: what a folder with nothing but an adapter belongs to.
 
     Raises:
         SystemExit: they cannot be loaded.
@@ -59,6 +63,10 @@ def load(folder: Path, device: str) -> PreTrainedModel:
     if folder.is_file():  # transformers would ask the hub for a model of this name
         raise refuse("model", folder, "cannot be loaded by transformers: it is a file; give the folder it is in.")
     try:
+        if (folder / ADAPTER).exists():
+            return with_adapter(load(Path(base_model), device, base_model), folder)
+        if has_adapters(folder):
+            return merged(folder).to(device)  # pyright: ignore[reportArgumentType]
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, device_map=device, trust_remote_code=False
         )
@@ -104,7 +112,7 @@ def verify(
         checkpoints: folder with `global_step_<version>/actor/huggingface`.
         base_model: folder or name of version 0.
         temperature: `actor_rollout_ref.rollout.temperature` of the run.
-        foreign: model folder of version -1, where prefixes came from another run's checkpoint.
+        foreign: model folder of version -1, where prefixes came from another run's checkpoint; or an adapter's.
 
     Returns:
         comparisons for the tokens of the `prefix`, which are older than their step's version, and the `continuation`.
@@ -128,7 +136,7 @@ def verify(
     comparisons = {segment: Comparison() for segment in SEGMENTS}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for version, folder in tqdm(sorted(folders.items()), "versions", disable=None):
-        model = load(folder, device)
+        model = load(folder, device, base_model)
         largest = max((token for rows in steps.values() for row in rows for token in tokens_of(row)), default=0)
         if largest >= model.config.vocab_size:
             why = f"has {model.config.vocab_size} tokens, and the samples have number {largest}"

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import transfer_queue as tq
 
+from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.snapshot import SNAPSHOT_FOLDER
 from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.step_state import Stage

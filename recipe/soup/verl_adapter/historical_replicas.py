@@ -30,6 +30,7 @@ class HistoricalReplicas:
         self._config, self._settings = config, settings.snapshot
         on_disk = settings.snapshot.storage == "disk"
         self.folder = Path(config.trainer.default_local_dir).absolute() / WEIGHTS_FOLDER if on_disk else None
+        self.base_model = str(config.actor_rollout_ref.model.path)
         use_snapshots(config, self.folder)
         self._actor_rollout_wg: Any = None
         self._policy: HistoricalPolicy | None = None

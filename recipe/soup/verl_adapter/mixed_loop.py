@@ -127,18 +127,22 @@ class MixedAgentLoop(AgentLoopBase):
         if isinstance(orders, dict):  # of a checkpoint's prompt that is sent out again
             orders = PromptRequests.unpack(orders)
         prefix, seed_orders = orders.take(kwargs["session_id"]) if orders is not None else (None, [])
+        late = orders.late.pop(kwargs["session_id"], None) if orders is not None else None
         client = cast(LLMServerClient, self.server_manager)
         # Neither must bring the other down, and no request may outlive the sample, after which the engine may sleep.
         seeding = asyncio.gather(
             *(self._seed(client, order, sampling_params) for order in seed_orders), return_exceptions=True
         )
-        self.turns = TurnClient(client, prefix, int(self.rollout_config.response_length))
-        self.server_manager = cast(LLMServerClient, self.turns)
+        seeds: list[SampledPrefix] = []
         try:
+            if late is not None:
+                seeds += await self._seed(client, late, sampling_params)
+                prefix = seeds[0].prefix if seeds else None
+            self.turns = TurnClient(client, prefix, int(self.rollout_config.response_length))
+            self.server_manager = cast(LLMServerClient, self.turns)
             output: AgentLoopOutput = await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (verl's loop, behind this class)
         finally:
             outcomes = await seeding
-        seeds: list[SampledPrefix] = []
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 logger.warning("The prefixes for a later prompt were lost: %r", outcome)
@@ -157,7 +161,7 @@ class MixedAgentLoop(AgentLoopBase):
     async def _seed(
         self, client: LLMServerClient, order: PrefixRequest, sampling_params: dict[str, Any]
     ) -> list[SampledPrefix]:
-        """Sample a future prompt's prefixes with today's weights and the run's own settings."""
+        """Sample a prompt's prefixes with the run's own settings; that of this sample is sampled late."""
         prompt_ids = await self._future_prompt(order)
         return await sample_prefixes(
             client, order, prompt_ids, self._first_turn(sampling_params), int(self.rollout_config.response_length)

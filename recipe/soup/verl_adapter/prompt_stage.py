@@ -14,6 +14,7 @@ from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
 from recipe.soup.prefixes.source import fingerprint
+from recipe.soup.verl_adapter.historical_adapters import HistoricalAdapters
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
@@ -45,11 +46,11 @@ class PromptStage(Stage):
     """A prefix source in front of verl's dataloader.
 
     Attributes:
-        history: the replicas that serve past weights, if the source needs them.
+        history: what serves past weights, if the source needs it.
         lost: counts the samples that never come.
     """
 
-    history: HistoricalReplicas | None
+    history: HistoricalReplicas | HistoricalAdapters | None
     lost: LostSamples
 
     def _init_dataloader(self) -> None:
@@ -66,7 +67,9 @@ class PromptStage(Stage):
     def _read_ahead(self, facts: RunFacts) -> None:
         """Make the source, which reads prompts from the dataloader before their step."""
         self._loader_state = self.train_dataloader.state_dict
-        model, folder = str(self.config.actor_rollout_ref.model.path), self.history.folder if self.history else None
+        model, folder = str(self.config.actor_rollout_ref.model.path), None
+        if self.history is not None:
+            model, folder = self.history.base_model, self.history.folder
         shown = Demonstrations(self.settings.demonstrations, self.tokenizer, self._columns)
         self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder, shown)
         # A checkpoint must resume at the first prompt that was not trained on.
@@ -96,7 +99,9 @@ class PromptStage(Stage):
             for row, messages in enumerate(chunk.messages)
         ]
         tu.assign_non_tensor_stack(chunk.batch, VISIT_KEY, visits)
-        tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, [PromptRequests(prefixes=slots) for slots in prefixes])
+        late = self.source.late(chunk, self.global_steps)
+        rows = [PromptRequests(prefixes=slots, late=now) for slots, now in zip(prefixes, late, strict=True)]
+        tu.assign_non_tensor_stack(chunk.batch, REQUESTS_KEY, rows)
         return chunk.batch
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:

@@ -1,4 +1,4 @@
-"""How an agent loop samples prefixes for a later prompt, beside a sample of its own."""
+"""How an agent loop samples prefixes: for a later prompt, beside a sample of its own, or for this very sample."""
 
 import asyncio
 import logging
@@ -45,19 +45,20 @@ async def sample_prefixes(
     sampling_params: dict[str, Any],
     response_length: int,
 ) -> list[SampledPrefix]:
-    """Sample the first tokens of a future prompt's responses, with today's weights.
+    """Sample the first tokens of a prompt's responses, with today's weights or those of the order's adapter.
 
     Args:
-        prompt_ids: the future prompt, as its own agent loop will build it.
+        prompt_ids: the prompt, as its own agent loop will build it.
         sampling_params: as its own agent loop will give them.
         response_length: tokens that a response may have.
     """
+    past = {} if order.adapter is None else {"adapter": order.adapter}
     async with _requests(client, prompt_ids, sampling_params) as request:
 
         async def sample(slot: int, length: int) -> SampledPrefix | None:
             params = {**sampling_params, "max_tokens": tokens_to_ask_for(length, response_length)}
             outcomes = await asyncio.gather(
-                *(request(prompt_ids=prompt_ids, sampling_params=params) for _ in range(order.candidates)),
+                *(request(prompt_ids=prompt_ids, sampling_params=params, **past) for _ in range(order.candidates)),
                 return_exceptions=True,
             )
             for outcome in outcomes:

@@ -24,6 +24,7 @@ from recipe.soup.run_settings import in_float16, run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.checkpoint_stage import CheckpointStage
 from recipe.soup.verl_adapter.dump import DumpStage
+from recipe.soup.verl_adapter.historical_adapters import HistoricalAdapters
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.prompt_stage import PromptStage
@@ -58,7 +59,8 @@ class SoupStages(CheckpointStage, PromptStage, StepStage, SyncStage, ValidationS
         self.lost = LostSamples(samples, per_update, self.settings.max_lost_share)
         self.broken = BrokenSteps(self.settings.broken_steps, in_float16(config))
         past_weights = self.settings.mixes and self.settings.source == "snapshot"
-        self.history = HistoricalReplicas(config, self.settings) if past_weights else None
+        made = HistoricalAdapters if self.settings.snapshot.placement == "shared" else HistoricalReplicas
+        self.history = made(config, self.settings) if past_weights else None
         weigh_decoupled(config, self.settings)
         super().__init__(config)
 

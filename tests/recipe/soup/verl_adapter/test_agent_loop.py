@@ -18,6 +18,7 @@ from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 from recipe.soup.verl_adapter.agent_loop import SoupAgentLoop
 from recipe.soup.verl_adapter.mixed_loop import SoupAgentLoopOutput
+from verl_ext.historical_policy.snapshots import Adapter
 from verl_ext.versioned_client import RUNS_KEY, VersionedLLMServerClient
 
 VERSION = 7
@@ -325,3 +326,62 @@ def test_a_prompt_that_is_too_long_is_cut_if_that_was_asked_for(run: Any) -> Non
     engine = FakeEngine()
     assert len(run(engine, data={"truncation": "left"}, content=LONG).prompt_ids) == 16
     assert [len(request.prompt_ids) for request in engine.requests] == [16]
+
+
+class WithAdapters(FakeEngine):
+    """Answers with the version and a token of the adapter that was asked for; that of version 2 it has not got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters: list[Adapter | None] = []
+
+    async def generate(self, request_id: str, *, adapter: Adapter | None = None, **kwargs: Any) -> TokenOutput:
+        output = await super().generate(request_id, **kwargs)
+        self.adapters.append(adapter)
+        if adapter is not None:
+            if adapter.version == 2:
+                raise RuntimeError("version 2 is gone")
+            output.token_ids = [6] * len(output.token_ids)
+            output.extra_fields = {"global_steps": adapter.version}
+        return output
+
+
+class TestLatePrefixes:
+    """Sampled by a past adapter as their sample begins."""
+
+    def late(self, version: int, candidates: int = 1) -> PromptRequests:
+        messages = [{"role": "user", "content": "3 5 7=22:"}]
+        adapter = Adapter(version, f"past/version_{version}")
+        return PromptRequests(late={0: PrefixRequest(4, messages, {0: 3}, "keep", candidates, adapter=adapter)})
+
+    def test_the_past_version_begins_and_the_current_one_goes_on(self, run: Any) -> None:
+        engine, orders = WithAdapters(), self.late(4)
+        output = run(engine, **{REQUESTS_KEY: orders})
+        past, current = engine.requests
+        assert engine.adapters == [Adapter(4, "past/version_4"), None]
+        assert current.prompt_ids == past.prompt_ids + [6] * 3
+        assert current.sampling_params == {**SAMPLING, "max_tokens": RESPONSE_LENGTH - 3}
+        assert {**past.sampling_params, "max_tokens": 0} == {**SAMPLING, "max_tokens": 0}
+        assert output.response_ids == [6] * 3 + [5] * 5
+        assert output.policy_versions == [4] * 3 + [VERSION] * 5
+        [counted] = output.as_dict()["extra_fields"][SAMPLED_KEY]
+        assert (counted["ordinal"], counted["slot"], counted["answers"]) == (4, 0, 1)
+        assert orders == PromptRequests()  # nothing is stored with the samples
+        assert engine.acquired == engine.released == 1
+
+    def test_only_its_sample_has_it(self, run: Any) -> None:
+        engine = WithAdapters()
+        output = run(engine, session_id=1, **{REQUESTS_KEY: self.late(4)})
+        assert engine.adapters == [None]
+        assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
+
+    def test_candidates_all_come_from_the_past_version(self, run: Any) -> None:
+        engine = WithAdapters()
+        run(engine, **{REQUESTS_KEY: self.late(4, candidates=3)})
+        assert [adapter and adapter.version for adapter in engine.adapters] == [4, 4, 4, None]
+
+    def test_a_prefix_that_never_came_leaves_a_pure_sample(self, run: Any) -> None:
+        """The trainer asks the engine why, and ends the run if an adapter was missing."""
+        output = run(WithAdapters(), **{REQUESTS_KEY: self.late(2)})
+        assert output.policy_versions == [VERSION] * RESPONSE_LENGTH
+        assert output.as_dict()["extra_fields"][SAMPLED_KEY] == []
