@@ -191,7 +191,7 @@ def test_code_that_comes_with_a_model_is_not_run(here: Path) -> None:
     (here / "folder/config.json").write_text(json.dumps(settings))
     (here / "folder/code.py").write_text("open('ran', 'w')\n")
     with pytest.raises(SystemExit, match="model=folder: cannot be loaded"):
-        verify.load(Path("folder"), "cpu")
+        verify.load(Path("folder"), "cpu", "folder")
     assert not (here / "ran").exists()
 
 

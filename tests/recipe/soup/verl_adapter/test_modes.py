@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.algorithm.losses.registry import RATIOS
-from recipe.soup.settings.soup import RATIOS_WITHOUT_POLICY
+from recipe.soup.settings.loss import TAKES_NO_RATIO
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -126,14 +126,14 @@ def test_each_ratio_gives_the_gradient_of_its_formula(
     assert metrics["actor/grad_norm"] != pytest.approx(different, rel=1e-3)
 
 
-@pytest.mark.parametrize("ratio", RATIOS_WITHOUT_POLICY)
+@pytest.mark.parametrize("ratio", TAKES_NO_RATIO)
 def test_demonstrations_have_the_gradient_of_their_formula(
     ratio: str, composed: Any, store: Store, plain_model: torch.nn.Module
 ) -> None:
     metrics, rows = run(composed, store, *DATASET, f"algorithm.soup.ratio={ratio}")
     expected = gradient_norm(loss_of(rows, plain_model, TERMS[ratio]), plain_model)
     assert metrics["actor/grad_norm"] == pytest.approx(expected, rel=1e-4)
-    for another in set(RATIOS_WITHOUT_POLICY) - {ratio}:
+    for another in set(TAKES_NO_RATIO) - {ratio}:
         different = gradient_norm(loss_of(rows, plain_model, TERMS[another]), plain_model)
         assert metrics["actor/grad_norm"] != pytest.approx(different, rel=1e-3)
     # Never spliced: the log-probs are the trainer's, and not the zeros that came with the demonstration.
