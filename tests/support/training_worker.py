@@ -21,7 +21,7 @@ from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import SAMPLED_KEY, VISIT_KEY
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.source import fingerprint
-from recipe.soup.verl_adapter.trainer import SoupTrainer
+from recipe.soup.verl_adapter.trainer import SoupStages
 
 RECORDED = Path(__file__).parents[1] / "data" / "recorded_batch.jsonl"
 BASE_MODEL = Path(__file__).parents[2] / "examples/countdown/base_model"
@@ -77,8 +77,8 @@ class Store:
 class WorkerGroup:
     """verl's real actor worker in this process, called as a Ray worker group would call it."""
 
-    def __init__(self, config: DictConfig, store: Store) -> None:
-        self.worker: Any = ActorRolloutRefWorker(config=copy.deepcopy(config.actor_rollout_ref), role="actor")
+    def __init__(self, config: DictConfig, store: Store, cls: Any = ActorRolloutRefWorker) -> None:
+        self.worker: Any = cls(config=copy.deepcopy(config.actor_rollout_ref), role="actor")
         self.worker.init_model()
         self.store = store
         self.entered: list[dict[str, torch.Tensor]] = []
@@ -144,7 +144,8 @@ def recorded(store: Store, rows: slice = slice(None)) -> KVBatchMeta:
             "extra_fields": {SAMPLED_KEY: [], "reward_extra_info": {}},
             "num_turns": 2,
         }
-        tags.append({"seq_len": len(input_ids), "min_global_steps": 0, "max_global_steps": STEP - 1})
+        versions = {"global_steps": STEP, "min_global_steps": 0, "max_global_steps": STEP - 1}
+        tags.append({"seq_len": len(input_ids), **versions})
     return store.put([line["uid"] for line in lines], "train", tags=tags)
 
 
@@ -187,7 +188,7 @@ def make_trainer(cls: Any, config: DictConfig, group: Any = None, loader: Any = 
     trainer.tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     trainer.train_dataloader, trainer.train_dataloader_it = loader or SimpleNamespace(state_dict=dict), None
     trainer._init_dump_executor()
-    if cls is SoupTrainer:
+    if issubclass(cls, SoupStages):
         rollout = config.actor_rollout_ref.rollout
         trainer._read_ahead(RunFacts(rollout.n, rollout.response_length, 0, config.data.train_batch_size, LAST_STEP))
     return trainer
