@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from benchmarks.report import interval, machine
 from verl_ext.cpu import CPU_ENV
@@ -125,6 +126,7 @@ def main() -> None:
     for key in (key for key in CPU_ENV if key.startswith("VLLM_")):
         os.environ.setdefault(key, CPU_ENV[key])
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all in this process: on a shared machine others come between
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
@@ -133,14 +135,20 @@ def main() -> None:
         kept = sum((folders[0] / name).stat().st_size for name in ADAPTER_FILES)
         slots = {"max_loras": 1 + max(PAST), "max_cpu_loras": 2 + max(PAST), "max_lora_rank": max(args.rank, 8)}
         llm = LLM(
-            str(BASE), dtype="float32", enforce_eager=True, max_model_len=64, enable_lora=True, seed=0, **slots
-        )  # fmt: skip
+            str(BASE),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=64,
+            enable_lora=True,
+            distributed_executor_backend="uni",
+            **slots,
+        )
         requests = [LoRARequest(f"v{i}", 1000 + i, str(place)) for i, place in enumerate(folders)]
         step = Step(llm.llm_engine, requests)
         ways: dict[str, Callable[[], tuple[float, int]]] = {"unmixed": step.unmixed, "lookahead": step.lookahead}
         ways |= {f"shared, past adapters: {past}": lambda past=past: step.shared(past) for past in PAST}
         rng, seconds, asked = np.random.default_rng(0), {name: [] for name in ways}, {}
-        for _ in range(args.rounds):
+        for _ in tqdm(range(args.rounds), desc="rounds"):
             for name in rng.permutation(list(ways)):
                 taken, asked[name] = ways[name]()
                 seconds[name].append(taken)

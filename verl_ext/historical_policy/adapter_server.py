@@ -80,8 +80,8 @@ class AdapterServer(vLLMHttpServer):
             return await super().generate(*args, **kwargs)
         self._running[adapter.version] += 1
         try:
-            # vLLM would put one adapter into another one's slot, and go on with the wrong weights: the current one is
-            # pinned to a slot even where no running request needs it.
+            # vLLM would put one adapter into another one's slot, and die of it with a mere KeyError: the current
+            # one is pinned to a slot even where no running request needs it, and its scheduler does not know that.
             if len(self._running) > self._past_slots:
                 why = f"{len(self._running)} past adapters are asked for at once, and the engine has room for"
                 raise self._failed(f"{why} {self._past_slots}: raise {ROOM}.max_loras")
