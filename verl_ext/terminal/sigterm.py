@@ -5,7 +5,9 @@ is. Before anything is torn down, Python waits for its threads. So a thread wait
 alarm off, and as long as it lives, the run does.
 """
 
+import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,10 +18,11 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from verl_ext.health import NOTICE
+from verl_ext.health import ENDED, NOTICE
 from verl_ext.stop_request import ask_to_stop, request_file
 
 POLL_SECONDS = 0.2
+SETTLE_SECONDS = 2.0
 
 
 class FinishAtSigterm(Callback):
@@ -48,13 +51,30 @@ class FinishAtSigterm(Callback):
             if not threading.main_thread().is_alive():
                 signal.alarm(0)
                 # Python keeps an interrupt by the user here; and before Ray there is nothing to save.
-                if self._seconds > 0 and getattr(sys, "last_value", None) is None and ray.is_initialized():
-                    self._finish()
+                if getattr(sys, "last_value", None) is None and ray.is_initialized():
+                    self._finish(ray.get_runtime_context().gcs_address)
                 return
 
-    def _finish(self) -> None:
-        file, deadline = ask_to_stop(self._folder), time.monotonic() + self._seconds
-        print(f"{NOTICE}SIGTERM: the run ends after this step, within {self._seconds:g} s.", flush=True)
-        while file.exists() and time.monotonic() < deadline:
+    def _finish(self, head: str) -> None:
+        """Wait for the trainer, and for long enough to see whether Ray has got the signal as well."""
+        file, deadline = None, time.monotonic() + max(self._seconds, SETTLE_SECONDS)
+        if self._seconds > 0:
+            file = ask_to_stop(self._folder)
+            print(f"{NOTICE}SIGTERM: the run ends after this step, within {self._seconds:g} s.", flush=True)
+        while (file is None or file.exists()) and time.monotonic() < deadline:
+            if not _answers(head):
+                print(f"SIGTERM came to Ray as well, so that nothing could be saved any more. {ENDED}", flush=True)
+                time.sleep(SETTLE_SECONDS)  # until whoever hides the log has shown it
+                os._exit(1)  # to leave a Ray that is gone would take a minute, and its own abort
             time.sleep(POLL_SECONDS)
-        file.unlink(missing_ok=True)
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+
+def _answers(head: str) -> bool:
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C to a driver of Ray's: Ray itself would abort it after three seconds, without a word."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 APP = """
@@ -50,15 +52,16 @@ NO_CHECKPOINT = "It had not saved a checkpoint."
 
 
 @pytest.mark.parametrize(
-    ("number", "seconds", "last"),
+    ("number", "to", "seconds", "last"),
     [
-        (signal.SIGTERM, 0, BY_SIGTERM + NO_CHECKPOINT),
-        (signal.SIGTERM, 60, BY_SIGTERM + "The last checkpoint is saved/global_step_"),
-        (signal.SIGINT, 60, "The run was ended by an interrupt (SIGINT). " + NO_CHECKPOINT),
+        (signal.SIGTERM, "driver", 0, BY_SIGTERM + NO_CHECKPOINT),
+        (signal.SIGTERM, "driver", 60, BY_SIGTERM + "The last checkpoint is saved/global_step_"),
+        (signal.SIGTERM, "all", 600, "SIGTERM came to Ray as well, so that nothing could be saved any more. "),
+        (signal.SIGINT, "driver", 60, "The run was ended by an interrupt (SIGINT). " + NO_CHECKPOINT),
     ],
 )
 def test_the_last_line_says_by_what_the_run_was_ended_and_where_it_goes_on(
-    number: signal.Signals, seconds: int, last: str, tmp_path: Path
+    number: signal.Signals, to: str, seconds: int, last: str, tmp_path: Path
 ) -> None:
     (tmp_path / "app.py").write_text(APP)
     out = tmp_path / "out.txt"
@@ -69,7 +72,10 @@ def test_the_last_line_says_by_what_the_run_was_ended_and_where_it_goes_on(
         deadline = time.monotonic() + 120
         while "step 3" not in out.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
-        run.send_signal(number)
+        driver = psutil.Process(run.pid)
+        for process in [driver, *(driver.children(recursive=True) if to == "all" else [])]:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
         assert run.wait(60) > 0  # not ended by a signal
     assert out.read_text().splitlines()[-1].startswith(last)
-    assert not (tmp_path / "saved" / "stop_after_this_step").exists()
+    assert to == "all" or not (tmp_path / "saved" / "stop_after_this_step").exists()
