@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
+from recipe.soup.lab.forward import Sample, forward, of_responses
 from recipe.soup.lab.sampler import sample
-from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, rows_before_update
+from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer
