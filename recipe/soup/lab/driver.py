@@ -23,13 +23,13 @@ from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
-from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
 from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.filter_groups import Filtered, filled
 from recipe.soup.lab.forward import SharedPrompts, forward
 from recipe.soup.lab.hardware import hardware
+from recipe.soup.lab.measures import measured
 from recipe.soup.lab.recompute import recompute
 from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.rollout import Asked, Group, Rollout
@@ -162,6 +162,11 @@ class Lab:
         return filled(groups, self.config, refill), seeds
 
     @property
+    def _bypasses(self) -> bool:
+        """Whether old log-probs are the sampler's, which saves the trainer's forward pass."""
+        return bool(self.config.algorithm.rollout_correction.bypass_mode)
+
+    @property
     def _recomputes(self) -> bool:
         """Whether prefixes get the trainer's log-probs: in float32 the sampler has the same."""
         return self.settings.behavior_log_probs == "trainer" and self.hardware.dtype != torch.float32
@@ -181,7 +186,7 @@ class Lab:
                     np.array(sample.log_probs) if known is None else known[row, : len(sample.response_ids)].numpy(),
                     np.array(sample.versions),
                     sample.reward,
-                    None if batch is None else batch.entropy[row, : len(sample.response_ids)].numpy(),
+                    None if batch is None or self._bypasses else batch.entropy[row, : len(sample.response_ids)].numpy(),
                 )
                 for row, (asked, sample) in enumerate(samples)
             ]
@@ -197,9 +202,9 @@ class Lab:
         evicted = [sample for group in collected.dropped for sample in group.samples]
         own_way = self.updater if self.hardware.shares_prompts else None
         temperature = self.config.actor_rollout_ref.rollout.temperature
-        batch = rows_before_update(self.model, samples, temperature, step - 1, own_way)
+        batch = rows_before_update(self.model, samples, temperature, step - 1, own_way, self._bypasses)
         by_trainer = self._recomputes or self.hardware.dtype == torch.float32
-        metrics = train_metrics(batch) | drift_metrics(batch, by_trainer)
+        metrics = measured(batch, by_trainer, self.settings.mixes_lags, self._bypasses)
         metrics |= self.missing.metrics(step, len(samples)) | collected.metrics
         metrics["soup/cost/evicted_tokens"] = float(sum(s.versions.count(step - 1) for s in evicted))
         self.source.harvest(recompute(seeds, self.updater) if self._recomputes else seeds)
@@ -208,8 +213,6 @@ class Lab:
             self._keep(collected.groups, batch)
         if self.source.wants_evicted:
             self._keep(collected.dropped, None)
-        if self.settings.mixes_lags:
-            metrics |= lag_metrics(batch)
         metrics |= self.source.metrics()
         fields, trained = fields_of_loss(batch, self.settings, self.config)
         if self.settings.mixes:
@@ -221,7 +224,6 @@ class Lab:
         return {
             **metrics,
             "critic/score/mean": float(batch.rewards.mean()),
-            "actor/entropy": float(batch.entropy[batch.response_mask].mean()),
             "perf/total_num_tokens": float(batch.response_mask.sum()),
             "timing_s/gen": generated - started,
             "timing_s/step": time.perf_counter() - started,

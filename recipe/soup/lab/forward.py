@@ -63,6 +63,11 @@ def different(rows: Sequence[list[int]]) -> tuple[list[list[int]], torch.Tensor]
     return [list(row) for row in places], torch.tensor(which)
 
 
+def last_column(ids: torch.Tensor) -> torch.Tensor:
+    """For `logits_to_keep`: with a number there, torch multiplies a copy of the vocabulary's matrix for each row."""
+    return torch.tensor([ids.size(1) - 1], device=ids.device)
+
+
 class SharedPrompts:
     """Gives what `forward` gives for the tokens of responses, with 0 at those of prompts, which no loss reads.
 
@@ -88,7 +93,7 @@ class SharedPrompts:
             positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
             output = model(
                 input_ids=prompt_ids, attention_mask=prompt_mask, position_ids=positions, use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last_column(prompt_ids),
             )  # fmt: skip
             pieces = [output.logits[which]]  # (samples, 1, vocabulary), of the first token
             if ids.size(1) > 1:

@@ -17,7 +17,9 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from recipe.soup.errors import refuse
-from recipe.soup.lab.forward import different, padded_left
+from recipe.soup.lab.decoder import Decoder
+from recipe.soup.lab.forward import different, last_column, padded_left
+from recipe.soup.lab.grouped_attention import use_grouped_attention
 from recipe.soup.lab.hardware import Hardware
 from recipe.soup.lab.sampler import Answer
 
@@ -29,81 +31,6 @@ ROWS_STEP, WIDTH_STEP = 64, 32
 
 def _rounded_up(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-class Decoder:
-    """Computes the next token's logits for a fixed number of rows, whose keys and values it holds.
-
-    Args:
-        model: on the device, in the type that computes.
-        rows: number of samples.
-        width: tokens of the longest, at most.
-    """
-
-    def __init__(self, model: Any, rows: int, width: int) -> None:
-        self._model, self._width = model, width
-        device = model.device
-        self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        self.positions = torch.zeros_like(self.ids)
-        self.mask = torch.zeros(rows, 1, 1, width, dtype=torch.bool, device=device)
-        self._cache: Any = StaticCache(model.config, max_cache_len=width)
-        self._logits: torch.Tensor | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def fill(self, cache: Any, which: torch.Tensor, mask: torch.Tensor, length: int) -> None:
-        """Take over the keys and values of prompts.
-
-        Args:
-            cache: of the different prompts, `length` tokens each, padded on the left.
-            which: (rows,), the prompt of each row.
-            mask: (prompts, length), 1 where there is no padding.
-        """
-        for ours, theirs in zip(self._cache.layers, cache.layers, strict=True):
-            if not ours.is_initialized:
-                ours.lazy_initialization(theirs.keys[which], theirs.values[which])
-            ours.keys[:, :, :length] = theirs.keys[which]
-            ours.values[:, :, :length] = theirs.values[which]
-            ours.cumulative_length.fill_(length)
-        self.mask[:] = False
-        self.mask[:, 0, 0, :length] = mask[which].bool()
-        self.positions[:, 0] = mask[which].sum(dim=1) - 1
-
-    def step(self, chosen: torch.Tensor, column: int) -> torch.Tensor:
-        """Logits (rows, vocabulary) of what follows `chosen` (rows, 1), the tokens of this column."""
-        self.ids.copy_(chosen)
-        self.positions += 1
-        self.mask[..., column] = True
-        if self.ids.device.type != "cuda":
-            return self._forward()
-        if self._graph is None:
-            self._record(column)
-        assert self._graph is not None
-        assert self._logits is not None
-        self._graph.replay()
-        return self._logits
-
-    def _forward(self) -> torch.Tensor:
-        # A mask of four dimensions is taken as it is.
-        output = self._model(
-            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, past_key_values=self._cache
-        )
-        return output.logits[:, -1]
-
-    def _record(self, column: int) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries choose their kernels at the first calls, which cannot be recorded
-            for _ in range(2):
-                self._forward()
-                self._at(column)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward()
-
-    def _at(self, column: int) -> None:
-        for layer in self._cache.layers:
-            layer.cumulative_length.fill_(column)
 
 
 class StaticSampler:
@@ -121,6 +48,7 @@ class StaticSampler:
         if any(type(layer) is not StaticLayer for layer in StaticCache(model.config, max_cache_len=1).layers):
             why = "not all of its layers attend to all tokens, which the lab's sampler needs; use main_ppo."
             raise refuse("actor_rollout_ref.model.path", model.config.name_or_path, why)
+        use_grouped_attention(model)
         self._model, self._hardware = model, hardware
         self._twin = self._copy(model)
         self._decoders: dict[tuple[int, int], Decoder] = {}
@@ -190,7 +118,9 @@ class StaticSampler:
         which = torch.cat([which, which.new_zeros(rows - len(prompts))]).to(device)
         limits = torch.cat([limits, limits.new_zeros(rows - len(prompts))]).to(device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=last_column(ids)
+        )
         logits = output.logits[which, -1]
         decoder = self._decoder(model, rows, width)
         decoder.fill(output.past_key_values, which, mask, length)

@@ -28,25 +28,33 @@ def nested(rows: list[torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def rows_before_update(
-    model: Any, samples: list[Sample], temperature: float, current_version: int, updater: "Updater | None" = None
+    model: Any,
+    samples: list[Sample],
+    temperature: float,
+    current_version: int,
+    updater: "Updater | None" = None,
+    bypass: bool = False,
 ) -> TrainRows:
     """Put a batch together under the model that is about to be updated.
 
     Args:
         updater: computes in its own way, and in its own micro-batches; None: plainly, all at once.
+        bypass: nothing is computed; old log-probs are those of the sampler, and no entropies are known.
     """
-    if updater is None:
-        log_probs, entropy = forward(model, samples, temperature)
+    behavior = [torch.tensor(sample.log_probs) for sample in samples]
+    if bypass:
+        known = {"old_log_probs": nested(behavior)}
     else:
-        log_probs, entropy = updater.forward_all(samples)
+        parts = forward(model, samples, temperature) if updater is None else updater.forward_all(samples)
+        names = ("old_log_probs", "entropy")
+        known = {name: nested(of_responses(part, samples)) for name, part in zip(names, parts, strict=True)}
     responses = [torch.tensor(sample.response_ids) for sample in samples]
     data = {
         "responses": nested(responses),
         "response_mask": nested([torch.ones_like(response) for response in responses]),
         "policy_versions": nested([torch.tensor(sample.versions) for sample in samples]),
-        "rollout_log_probs": nested([torch.tensor(sample.log_probs) for sample in samples]),
-        "old_log_probs": nested(of_responses(log_probs, samples)),
-        "entropy": nested(of_responses(entropy, samples)),
+        "rollout_log_probs": nested(behavior),
+        **known,
         "rm_scores": nested([torch.tensor([sample.reward]) for sample in samples]),
         "uid": [sample.uid for sample in samples],
     }
@@ -67,7 +75,7 @@ def fields_of_loss(
     fields = ratio_fields(rows, choices) | {"advantages": advantages, "response_mask": mask, "loss_mask": mask}
     weigh_decoupled(config, settings)
     correction = config.algorithm.rollout_correction
-    if correction.rollout_is is not None:
+    if correction.rollout_is is not None and not correction.bypass_mode:
         fields["rollout_is_weights"] = compute_rollout_correction_weights(
             fields["old_log_probs"] - rows.behavior_log_probs,
             rows.response_mask,

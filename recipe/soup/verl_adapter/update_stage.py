@@ -3,7 +3,6 @@
 Stages of verl's trainers, whichever of them runs. What enters the loss is decided in `algorithm/update.py`.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +13,7 @@ from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
-from recipe.soup.algorithm.batch_metrics import drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.batch_metrics import NEEDS_FORWARD, drift_metrics, lag_metrics, train_metrics
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.algorithm.update import loss_fields, ratio_fields
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
@@ -55,9 +54,6 @@ EVICTED_FIELDS = [
 """Of a group that is never trained on; no trainer has computed anything of it."""
 GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"]
 """Of what verl has decided, what `loss_fields` asks for."""
-
-NEEDS_FORWARD = re.compile("at_start|drift|engine_mismatch|entropy")
-"""Metrics that compare with, or come from, the trainer's log-probs before the update."""
 
 
 def require_finite(step: int, batch: KVBatchMeta, rows: TrainRows, tokenizer: Any) -> None:

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from recipe.soup.algorithm.batch_metrics import NEEDS_FORWARD
 from recipe.soup.lab import hardware as hardware_module
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.forward import Sample, SharedPrompts, forward, of_responses
+from recipe.soup.lab.grouped_attention import grouped_attention
 from recipe.soup.lab.hardware import Hardware, hardware
 from recipe.soup.lab.recompute import recompute
 from recipe.soup.lab.sampler import sample
@@ -218,6 +220,48 @@ def test_sampled_tokens_follow_the_models_distribution(device: str, model: Any) 
     assert statistic < freedom + 3.72 * np.sqrt(2 * freedom) + 8
 
 
+@on_every_device
+def test_heads_that_share_keys_attend_as_if_each_had_its_own(device: str) -> None:
+    """Against attention written out, head by head, in float64."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(5, heads, width, 8) for heads, width in ((6, 1), (2, 11), (2, 11)))
+    mask = torch.rand(5, 1, 1, 11) < 0.7
+    mask[..., 0] = True
+    arguments = (tensor.to(device) for tensor in (query, key, value, mask))
+    ours, _ = grouped_attention(SimpleNamespace(num_key_value_groups=3), *arguments, scaling=0.3)
+    for row in range(5):
+        for head in range(6):
+            seen = mask[row, 0, 0]
+            scores = key[row, head // 3].double() @ query[row, head, 0].double() * 0.3
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(0)
+            expected = weights @ value[row, head // 3].double()
+            assert ours[row, 0, head].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_model_with_shared_keys_samples_from_its_own_distribution() -> None:
+    """The toy has a key for each head."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+    grouped: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    with torch.no_grad():  # far from uniform, so that a wrong head shows
+        for parameter in grouped.parameters():
+            parameter *= 8
+    prompts, limits = PROMPTS * 5, [12] * 15
+    plain = copy.deepcopy(grouped)
+    answers = StaticSampler(grouped, in_float32("cpu"))(
+        grouped, prompts, limits, 0, 1.0, EOS, torch.Generator().manual_seed(0)
+    )
+    assert grouped.config._attn_implementation != plain.config._attn_implementation
+    samples = [Sample(p, a.token_ids, [], [], 0.0, 0) for p, a in zip(prompts, answers, strict=True)]
+    with torch.no_grad():
+        log_probs = of_responses(forward(plain, samples, 1.0)[0], samples)
+        shared = of_responses(SharedPrompts(in_float32("cpu"))(grouped, samples, 1.0)[0], samples)
+    for answer, row, same in zip(answers, log_probs, shared, strict=True):
+        assert answer.log_probs == pytest.approx(row.tolist(), abs=1e-4)
+        assert same.tolist() == pytest.approx(row.tolist(), abs=1e-4)
+
+
 def test_frequencies_of_positions_are_not_rounded(model: Any) -> None:
     """A model that is cast as a whole computes other angles for late positions."""
     sampler = StaticSampler(model, Hardware(torch.device("cpu"), torch.bfloat16, shares_prompts=True))
@@ -334,6 +378,31 @@ def test_recomputed_prefixes_keep_their_tokens_and_their_order(composed: Any, mo
         wanted = expected[number].tolist() if number % 5 else []
         assert after.prefix.log_probs.tolist() == pytest.approx(wanted, abs=1e-5)
     assert recompute([seeds[0]], updater) == [seeds[0]]
+
+
+@pytest.mark.parametrize("toy", [True, False])
+def test_with_bypass_mode_old_log_probs_are_the_samplers(
+    toy: bool, composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's key: a forward pass less, and no metrics that would compare with it."""
+    monkeypatch.setattr(hardware_module, "TOYS_VOCABULARY", 1024 if toy else 0)
+    bypass = "algorithm.rollout_correction.bypass_mode=true"
+    lab, other = (Lab(composed(*SMALL, "algorithm.soup.lag=1", *more)) for more in ([bypass], []))
+    seen, update = [], lab.updater.update
+    lab.updater.update = lambda samples, fields: seen.append((samples, fields)) or update(samples, fields)  # type: ignore[method-assign]
+    monkeypatch.setattr(lab.updater, "forward_all", None)
+    for step in (1, 2, 3):
+        metrics, others = lab.step(step), other.step(step)
+        samples, fields = seen[-1]
+        for row, values in enumerate(samples):
+            assert fields["old_log_probs"][row, : len(values.log_probs)].tolist() == pytest.approx(values.log_probs)
+        left_out = {key for key in others if key not in metrics}
+        assert set(metrics) <= set(others)
+        assert "actor/entropy" in left_out
+        assert all(NEEDS_FORWARD.search(key) for key in left_out)
+        assert metrics["actor/grad_norm"] > 0
+        if step == 1:  # the same samples; in bfloat16 the sampler's log-probs are others than the trainer's
+            assert metrics["actor/grad_norm"] == pytest.approx(others["actor/grad_norm"], rel=1e-3 if toy else 0.1)
 
 
 @pytest.mark.usefixtures("as_a_language_model")
