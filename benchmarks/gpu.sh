@@ -9,16 +9,17 @@
 #   benchmarks/gpu.sh cost lookahead|replay|snapshot     # Qwen3-0.6B's shape in bf16: mixed against unmixed steps
 #   benchmarks/gpu.sh log-probs rollout|trainer          # SmolLM2 in bf16: what age does to ratios, and what rounding
 #   benchmarks/gpu.sh learn soup|grpo                    # SmolLM2 in bf16: 60 steps of arithmetic
+#   benchmarks/gpu.sh lab soup|grpo                      # a step of the lab with SmolLM2 in bf16, and the best possible
 #
 # Further arguments (key=value) go to verl, also from `all` (for a rehearsal without a GPU: hardware=cpu); `cost` also
 # takes those of benchmarks.step_cost, such as --blocks 9. SmolLM2's folder is $SMOLLM2 (default: runs/smollm2/model,
 # made if it is not there); Qwen3's has random weights. Nothing else is downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-usage="Say what to do: $0 all|exact|cost|log-probs|learn ... (its first lines say what there is)"
+usage="Say what to do: $0 all|exact|cost|log-probs|learn|lab ... (its first lines say what there is)"
 what="${1:-} ${2:-}"
 [ "${1:-}" != all ] || exec python -m benchmarks.gpu_checks "${@:2}"
-[[ $what =~ ^((exact|cost)\ (lookahead|replay|snapshot)|log-probs\ (rollout|trainer)|learn\ (soup|grpo))$ ]] ||
+[[ $what =~ ^((exact|cost)\ (lookahead|replay|snapshot)|log-probs\ (rollout|trainer)|(learn|lab)\ (soup|grpo))$ ]] ||
     { echo "$usage" >&2; exit 2; }
 check=$1 kind=$2 name=${1/-/_}_$2
 shift 2
@@ -50,6 +51,11 @@ fi
 model=${SMOLLM2:-$PWD/runs/smollm2/model} data=$PWD/runs/smollm2/data
 [ -e "$model/config.json" ] || python -m examples.smollm2.build_model --out "$model"
 [ -e "$data/train.parquet" ] || python -m examples.smollm2.build_data --out "$data"
+if [ "$check" = lab ]; then
+    echo "== result"
+    exec python -m benchmarks.lab_step algorithm="$kind" actor_rollout_ref.model.path="$model" \
+        data.train_files="$data/train.parquet" data.val_files="$data/val.parquet" "$@"
+fi
 run=runs/gpu/$name metrics=runs/gpu/$name.jsonl
 rm -rf "$run" "$metrics"
 # Compiling takes longer than these few steps save.

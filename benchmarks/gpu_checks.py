@@ -40,6 +40,7 @@ CHECKS = (
     Check(("exact", "lookahead"), 300, "fp32: every ratio against the policy that is claimed"),
     Check(("cost", "lookahead"), 420, "bf16: a mixed step against an unmixed one"),
     Check(("exact", "snapshot"), 360, "fp32, colocated: sleep, wake and CUDA IPC into a second engine"),
+    Check(("lab", "grpo"), 120, "the lab: loss and gradient as on a CPU; a step, and the best possible"),
     Check(("log-probs", "rollout"), 330, "bf16: age and rounding, with the engine's log-probs"),
     Check(("log-probs", "trainer"), 330, "bf16: age and rounding, with the trainer's log-probs"),
     Check(("learn", "soup"), 420, "bf16: 60 steps of SOUP"),

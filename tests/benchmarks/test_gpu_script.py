@@ -18,7 +18,7 @@ ALL = [
     *(("exact", source) for source in SOURCES),
     *(("cost", source) for source in SOURCES),
     *(("log-probs", whose) for whose in ("rollout", "trainer")),
-    *(("learn", algorithm) for algorithm in ("soup", "grpo")),
+    *((check, algorithm) for check in ("learn", "lab") for algorithm in ("soup", "grpo")),
 ]
 Compose = Callable[..., DictConfig]
 Calls = Callable[..., list[list[str]]]
@@ -46,7 +46,12 @@ def calls(tmp_path: Path, countdown_dir: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def the_run(calls: list[list[str]]) -> list[str]:
     """The overrides of the one call that trains."""
-    [call] = [call for call in calls if call[1] in ("verl.trainer.main_ppo", "benchmarks.step_cost")]
+    starts = ("verl.trainer.main_ppo", "benchmarks.step_cost", "benchmarks.lab_step")
+    [call] = [call for call in calls if call[1] in starts]
+    if call[1] == "benchmarks.lab_step":
+        from benchmarks.lab_step import OVERRIDES
+
+        call = [*call[:2], *OVERRIDES, *call[2:]]
     group = [f"algorithm.soup.source={call[2]}", "algorithm=soup"] if call[1] == "benchmarks.step_cost" else []
     # The fixture composes no keys of Hydra's own: those say where the log goes.
     return group + [argument for argument in call if "=" in argument and not argument.startswith(("--", "hydra."))]
@@ -60,6 +65,7 @@ def test_verl_and_soup_accept_it(
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     from recipe.soup.checks.config import check_config
+    from recipe.soup.lab.refusals import check_lab_config
 
     build(tmp_path, 8, 4, 0)
     files = [f"data.train_files={tmp_path}/train.parquet", f"data.val_files={tmp_path}/val.parquet"]
@@ -69,7 +75,10 @@ def test_verl_and_soup_accept_it(
     check_config(config)
     policy, data = config.actor_rollout_ref, config.data
     omega_conf_to_dataclass(policy.rollout)
-    assert config.trainer.n_gpus_per_node * config.trainer.nnodes == policy.rollout.tensor_model_parallel_size == 1
+    if check[0] == "lab":  # which has one of them, whatever these keys say
+        check_lab_config(config)
+    else:
+        assert config.trainer.n_gpus_per_node * config.trainer.nnodes == policy.rollout.tensor_model_parallel_size == 1
     assert data.train_batch_size % policy.actor.ppo_mini_batch_size == 0
     longest = data.max_prompt_length + data.max_response_length
     assert longest <= policy.rollout.max_model_len

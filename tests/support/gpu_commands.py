@@ -58,8 +58,9 @@ def usage(script: Path) -> list[str]:
 def all_commands() -> list[str]:
     found = [command for document in DOCUMENTS for command in commands_in(document)]
     found += [command for script in (*SCRIPTS, ROOT / "benchmarks/gpu.sh") for command in usage(script)]
-    # `all` starts the others, where there is a GPU.
-    return [command for command in dict.fromkeys(found) if not command.startswith("benchmarks/gpu.sh all")]
+    # `all` starts the others, where there is a GPU, and `lab` starts no run of verl.
+    others = ("benchmarks/gpu.sh all", "benchmarks/gpu.sh lab")
+    return [command for command in dict.fromkeys(found) if not command.startswith(others)]
 
 
 class Workplace:

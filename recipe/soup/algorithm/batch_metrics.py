@@ -5,6 +5,7 @@ pass@k come from unmixed validation. The keys never depend on the data: an empty
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
@@ -13,6 +14,9 @@ import torch
 from recipe.soup.algorithm.batch import NOBODY, TrainRows
 from recipe.soup.algorithm.gates import samples_that_count
 from recipe.soup.algorithm.losses.clipped import LOG_RATIO_LIMIT
+
+NEEDS_FORWARD = re.compile("at_start|drift|engine_mismatch|entropy")
+"""Metrics that compare with, or come from, the trainer's log-probs before the update."""
 
 
 def _mean(values: torch.Tensor) -> float:

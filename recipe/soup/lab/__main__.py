@@ -3,7 +3,7 @@
     python -m recipe.soup.lab algorithm=soup example=countdown algorithm.soup.lag=64 trainer.total_training_steps=150
 
 Takes verl's config with any overrides, and writes the same metrics as a run of verl, under the experiment's name with
-`-lab` behind it.
+`-lab` behind it. With `trainer.device=cuda`, verl's default, it runs on the GPU if torch sees one.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def main() -> None:
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
     try:
-        Lab(config).fit()
+        lab = Lab(config)
+        print(f"The lab computes on: {lab.hardware.device.type}, {lab.hardware.dtype}.", flush=True)
+        lab.fit()
     except RunEndedError:  # it has said why
         raise SystemExit(1) from None
 

@@ -81,4 +81,4 @@ def save_checkpoint(
 def read_state(folder: Path) -> dict[str, Any]:
     """What `save_checkpoint` got as `state`."""
     # Tensors and numbers only: a checkpoint from elsewhere runs no code.
-    return torch.load(folder / STATE_FILE, weights_only=True)
+    return torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")

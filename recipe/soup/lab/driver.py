@@ -2,7 +2,7 @@
 
 Differs from the real path in three ways only: samples enter mini-batches in the order of their prompts (there: in the
 order in which they are done), sampler and trainer are the same model (there: two engines), and the learning rate is
-constant.
+constant. `hardware.py` says where it computes, and how.
 """
 
 import random
@@ -22,13 +22,21 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
-from recipe.soup.algorithm.batch_metrics import demonstration_metrics, drift_metrics, lag_metrics, train_metrics
+from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
+from recipe.soup.algorithm.batch_metrics import demonstration_metrics
 from recipe.soup.algorithm.update import weight_metrics
+from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
 from recipe.soup.lab.engine import PastWeights
 from recipe.soup.lab.filter_groups import Filtered, filled
+from recipe.soup.lab.forward import SharedPrompts, forward
+from recipe.soup.lab.hardware import hardware
+from recipe.soup.lab.measures import measured
+from recipe.soup.lab.recompute import recompute
 from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.rollout import Asked, Group, Rollout
+from recipe.soup.lab.sampler import sample
+from recipe.soup.lab.static_sampler import StaticSampler
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.lab.validation import Validation
 from recipe.soup.prefixes.demonstrations import Demonstrations
@@ -71,15 +79,19 @@ class Lab:
         # What verl's sampler does without a seed: torch's own, always the same.
         seed = torch.Generator().initial_seed() if config.data.seed is None else config.data.seed
         torch.manual_seed(seed)
-        self.generator = torch.Generator().manual_seed(seed)
         base_model, checkpoint = config.actor_rollout_ref.model.path, checkpoint_to_resume(config)
         path = base_model if checkpoint is None else weights_of(checkpoint)
         prompts = Prompts(config)
         self.tokenizer = prompts.tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.hardware = chosen = hardware(config, self.model.config.vocab_size)
+        self.model.to(chosen.device)
+        self.generator = torch.Generator(chosen.device).manual_seed(seed)
         self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
-        self.updater = Updater(self.model, optimizer, config, self.settings)
-        self.rollout = Rollout(config, self.model, prompts, Grader(config), self.generator)
+        computes = SharedPrompts(chosen) if chosen.shares_prompts else forward
+        samples = StaticSampler(self.model, chosen) if chosen.shares_prompts else sample
+        self.updater = Updater(self.model, optimizer, config, self.settings, computes)
+        self.rollout = Rollout(config, self.model, prompts, Grader(config), self.generator, samples)
         self.broken = BrokenSteps(self.settings.broken_steps)
         per_step = rollout.n * config.data.train_batch_size
         self.missing = MissingSamples(per_step, self.settings.max_lost_share, self.rollout.take_error)
@@ -107,6 +119,9 @@ class Lab:
         """Go on as if the run had never stopped."""
         state = read_state(checkpoint)
         self.optimizer.load_state_dict(state["optimizer"])
+        if len(state["generator"]) != len(self.generator.get_state()):
+            why = "the checkpoint was written on a device of another kind, with other random numbers; use that."
+            raise refuse("trainer.device", self.hardware.device.type, why)
         self.generator.set_state(state["generator"])
         self._drawn = sum(1 for _ in islice(self._problems, state["drawn"]))
         resume(self.source, checkpoint, step_of(checkpoint))
@@ -152,8 +167,21 @@ class Lab:
 
         return filled(groups, self.config, refill), seeds
 
-    def _keep(self, groups: Sequence[Group], entropy: torch.Tensor | None) -> None:
-        """Hand the samples of groups to the source; `entropy` is (batch, response_length), in nats, if it is known."""
+    @property
+    def _bypasses(self) -> bool:
+        """Whether old log-probs are the sampler's, which saves the trainer's forward pass."""
+        return bool(self.config.algorithm.rollout_correction.bypass_mode)
+
+    @property
+    def _recomputes(self) -> bool:
+        """Whether prefixes get the trainer's log-probs: in float32 the sampler has the same."""
+        return self.settings.behavior_log_probs == "trainer" and self.hardware.dtype != torch.float32
+
+    def _keep(self, groups: Sequence[Group], batch: TrainRows | None) -> None:
+        """Hand the samples of groups to the source; `batch` has them if they are trained on."""
+        known = None
+        if batch is not None and self._recomputes:
+            known = splice_behavior_log_probs(batch.current_log_probs, batch.behavior_log_probs, batch.is_historical)
         samples = [(group.asked, sample) for group in groups for sample in group.samples]
         self.source.keep(
             [
@@ -161,10 +189,10 @@ class Lab:
                     fingerprint(asked.problem.messages),
                     asked.ordinal,
                     np.array(sample.response_ids),
-                    np.array(sample.log_probs),
+                    np.array(sample.log_probs) if known is None else known[row, : len(sample.response_ids)].numpy(),
                     np.array(sample.versions),
                     sample.reward,
-                    None if entropy is None else entropy[row, : len(sample.response_ids)].numpy(),
+                    None if batch is None or self._bypasses else batch.entropy[row, : len(sample.response_ids)].numpy(),
                 )
                 for row, (asked, sample) in enumerate(samples)
             ]
@@ -178,19 +206,19 @@ class Lab:
         generated = time.perf_counter()
         samples = [replace(s, uid=uid) for uid, group in enumerate(collected.groups) for s in group.samples]
         evicted = [sample for group in collected.dropped for sample in group.samples]
-        batch = rows_before_update(self.model, samples, self.config.actor_rollout_ref.rollout.temperature, step - 1)
-        metrics = train_metrics(batch) | drift_metrics(batch, by_trainer=True)
+        own_way = self.updater if self.hardware.shares_prompts else None
+        temperature = self.config.actor_rollout_ref.rollout.temperature
+        batch = rows_before_update(self.model, samples, temperature, step - 1, own_way, self._bypasses)
+        by_trainer = self._recomputes or self.hardware.dtype == torch.float32
+        metrics = measured(batch, by_trainer, self.settings.mixes_lags, self._bypasses)
         metrics |= self.missing.metrics(step, len(samples)) | collected.metrics
         metrics["soup/cost/evicted_tokens"] = float(sum(s.versions.count(step - 1) for s in evicted))
-        # `behavior_log_probs=trainer` changes nothing here: the model that samples is the one that is trained.
-        self.source.harvest(seeds)
+        self.source.harvest(recompute(seeds, self.updater) if self._recomputes else seeds)
         self.source.in_flight.clear()
         if self.source.wants_responses:
-            self._keep(collected.groups, batch.entropy)
+            self._keep(collected.groups, batch)
         if self.source.wants_evicted:
             self._keep(collected.dropped, None)
-        if self.settings.mixes_lags:
-            metrics |= lag_metrics(batch)
         if self.settings.demonstrates:
             gate = self.settings.demonstrations
             metrics |= demonstration_metrics(batch, gate.gate, gate.gate_successes)
@@ -205,7 +233,6 @@ class Lab:
         return {
             **metrics,
             "critic/score/mean": float(batch.rewards.mean()),
-            "actor/entropy": float(batch.entropy[batch.response_mask].mean()),
             "perf/total_num_tokens": float(batch.response_mask.sum()),
             "timing_s/gen": generated - started,
             "timing_s/step": time.perf_counter() - started,

@@ -11,7 +11,6 @@ from recipe.soup.names import AGENT_NAME
 ROLLOUT = "actor_rollout_ref.rollout"
 ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "algorithm.use_kl_in_reward": (False,),
-    "algorithm.rollout_correction.bypass_mode": (False,),
     "algorithm.rollout_correction.rollout_rs": (None,),
     "actor_rollout_ref.actor.use_kl_loss": (False,),
     "actor_rollout_ref.actor.shuffle": (False,),

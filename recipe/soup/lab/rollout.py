@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recipe.soup.lab.sampler import Answer, sample
-from recipe.soup.lab.update import Sample
+from recipe.soup.lab.forward import Sample
+from recipe.soup.lab.sampler import Answer, Sampler
 from recipe.soup.prefixes.prefix import Prefix, tokens_to_ask_for
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 from recipe.soup.records.problems import Problem
@@ -51,14 +51,21 @@ class Rollout:
         prompts: builds prompts.
         grader: grades.
         generator: where the randomness comes from.
-
+        sampler: how tokens are sampled.
     """
 
     def __init__(
-        self, config: DictConfig, model: Any, prompts: Prompts, grader: Grader, generator: torch.Generator
+        self,
+        config: DictConfig,
+        model: Any,
+        prompts: Prompts,
+        grader: Grader,
+        generator: torch.Generator,
+        sampler: Sampler,
     ) -> None:
         rollout = config.actor_rollout_ref.rollout
         self._model, self._prompts, self._grader, self._generator = model, prompts, grader, generator
+        self.sampler = sampler
         self._samples, self._temperature = int(rollout.n), float(rollout.temperature)
         # Read once: behind it is an interpolation, and parsing those for every sample took a third of a step.
         self._response_length = int(rollout.response_length)
@@ -71,7 +78,7 @@ class Rollout:
     def sample(self, model: Any, prompts: Sequence[list[int]], tokens: Sequence[int], version: int) -> list[Answer]:
         """Sample for training, at the rollout's temperature."""
         eos = self._prompts.tokenizer.eos_token_id
-        return sample(model, prompts, tokens, version, self._temperature, eos, self._generator)
+        return self.sampler(model, prompts, tokens, version, self._temperature, eos, self._generator)
 
     def grade(self, problems: Sequence[Problem], answers: Sequence[list[int]]) -> list[Graded | None]:
         """Grade answers, each to its problem; token ids as they were sampled. None where the reward failed."""

@@ -1,6 +1,6 @@
 """Batched sampling with a key-value cache, in plain torch and transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ class Answer:
     token_ids: list[int]
     log_probs: list[float]
     extra_fields: dict[str, Any]
+
+
+Sampler = Callable[..., list[Answer]]
+"""`sample` with its arguments, or `StaticSampler`."""
 
 
 @torch.no_grad()

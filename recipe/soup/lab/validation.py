@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from recipe.soup.lab.rollout import Rollout
-from recipe.soup.lab.sampler import Answer, sample
+from recipe.soup.lab.sampler import Answer
 from recipe.soup.records.pass_at_k import pass_metrics
 from recipe.soup.records.problems import Problem, correctness
 from recipe.soup.verl_adapter.grader import Graded
@@ -93,11 +93,12 @@ class Validation:
     ) -> list[Answer]:
         prompts = [self._prompts.in_training(problem.messages) for problem in problems]
         limits = [self._response_length] * len(prompts)
-        return sample(model, prompts, limits, step, temperature, self._tokenizer.eos_token_id, generator)
+        eos = self._tokenizer.eos_token_id
+        return self._rollout.sampler(model, prompts, limits, step, temperature, eos, generator)
 
     def _greedy(self, model: Any, step: int) -> float:
         """Accuracy of the most probable tokens: sampled at a temperature at which nothing else is left."""
-        answers = self._sample(model, self._problems, step, NO_TEMPERATURE, torch.Generator())
+        answers = self._sample(model, self._problems, step, NO_TEMPERATURE, torch.Generator(self._generator.device))
         graded = self._rollout.grade(self._problems, [answer.token_ids for answer in answers])
         return float(np.mean([told is not None and correctness(told) > 0 for told in graded]))
 

@@ -3,7 +3,6 @@
 Stages of verl's trainers, whichever of them runs. What enters the loss is decided in `algorithm/update.py`.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
 from recipe.soup.algorithm.batch_metrics import (
+    NEEDS_FORWARD,
     demonstration_metrics,
     drift_metrics,
     lag_metrics,
@@ -44,9 +44,6 @@ from verl_ext.health import end_run
 
 GIVEN_FIELDS = ["response_mask", "loss_mask", "advantages", "rollout_is_weights"]
 """Of what verl has decided, what `loss_fields` asks for."""
-
-NEEDS_FORWARD = re.compile("at_start|drift|engine_mismatch|entropy")
-"""Metrics that compare with, or come from, the trainer's log-probs before the update."""
 
 
 def require_finite(step: int, batch: KVBatchMeta, rows: TrainRows, tokenizer: Any) -> None:

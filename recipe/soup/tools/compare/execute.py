@@ -18,6 +18,7 @@ from recipe.soup.errors import refuse
 from recipe.soup.tools.compare.kept_runs import is_recorded, read_run, write_record
 from recipe.soup.tools.compare.one_run import Run, quoted
 from recipe.soup.tools.compare.study import DRIVERS, Study
+from recipe.soup.tools.compare.time_limit import TimeLimit
 from recipe.soup.tools.outputs import make_folder
 
 POLL_SECONDS = 0.5
@@ -93,7 +94,12 @@ def _reason(run: Run, process: Any) -> str:
 
 
 def execute(
-    study: Study, out: Path, jobs: int, ray_address: str | None = None, records: Path | None = None
+    study: Study,
+    out: Path,
+    jobs: int,
+    ray_address: str | None = None,
+    records: Path | None = None,
+    minutes: float | None = None,
 ) -> list[Run]:
     """Run what is not done yet, several runs at a time; returns those that failed.
 
@@ -102,15 +108,17 @@ def execute(
         jobs: number of runs at a time; 1 on the real path.
         ray_address: address of a cluster that runs the lab's runs, a core each; None: this machine.
         records: folder of finished runs, which are not run again; each run that ends well is added.
+        minutes: for all runs together; None: until all are done.
 
     Raises:
-        SystemExit: `jobs` or the cluster cannot be used, or a finished run with other settings is in the way.
+        SystemExit: `jobs`, `minutes` or the cluster cannot be used; a finished run with other settings is in the way.
     """
     if jobs > 1 and study.driver == "main_ppo":
         # A cluster has one TransferQueue of verl: two runs would train on each other's samples.
         raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
     if jobs < 1:
         raise refuse("--jobs", jobs, "at least one run must run; use 1 or more.")
+    limit = TimeLimit(minutes)
     make_folder("--out", out)
     for run in study.in_folder(out):
         if run.was_another:
@@ -132,9 +140,12 @@ def execute(
     with tqdm(total=total, initial=total - len(waiting), unit="run", desc=out.name) as progress:
         try:
             while waiting or running:
-                while waiting and len(running) < jobs:
+                while waiting and len(running) < jobs and limit.allows_another:
                     run = waiting.pop(0)
                     running.append((run, launch(run)))
+                    limit.started(run.folder)
+                if not running or limit.is_over:
+                    break
                 progress.set_postfix_str(", ".join(f"{run.name} seed {run.seed}" for run, _ in running[:SHOWN]))
                 time.sleep(POLL_SECONDS)
                 for item in [item for item in running if item[1].poll() is not None]:
@@ -144,6 +155,7 @@ def execute(
                         if records is not None:  # first, so that a run that is done is recorded as well
                             write_record(run, read_run(run), records)
                         run.mark_done()
+                        limit.ended(run.folder)
                     else:
                         failed.append(run)
                         progress.write(f"{run.name} seed {run.seed} failed: {_reason(run, process)}")

@@ -30,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray", metavar="ADDRESS", help="of a Ray cluster that runs the lab's runs (auto: the one here)")
     add("--only", nargs="+", metavar="NAME", help="of the study's runs only these, and the baseline")
     add("--records", type=Path, metavar="FOLDER", help="finished runs, kept small: not run again; new ones are added")
+    add(
+        "--minutes",
+        type=float,
+        help="end by then: start no run that would not; a killed one goes on with the next call",
+    )
     add("--out", type=Path, help="folder (default: runs/studies/<name of the study>)")
     add(
         "--from-logs",
@@ -85,12 +90,17 @@ def compare(args: argparse.Namespace) -> None:
         # A cluster gets all runs at once, and starts as many as it has cores for.
         jobs = args.jobs if args.jobs is not None else len(study.in_folder(out)) if args.ray else 1
         check_runs(study, out, args.records)
-        failed = execute(study, out, jobs, args.ray, args.records)
-        for run in study.in_folder(out):
+        failed = execute(study, out, jobs, args.ray, args.records, args.minutes)
+        runs = study.in_folder(out)
+        for run in runs:
             if run.is_done:
                 results.setdefault(run.name, []).append(read_run(run))
             elif is_recorded(run, args.records):
                 results.setdefault(run.name, []).append(read_record(run, args.records))
+        if left := len(runs) - len(failed) - sum(map(len, results.values())):
+            print(f"The time is up, and {left} of {len(runs)} runs are still to do; the same command goes on.")
+        if left and study.baseline not in results:
+            return
         if study.baseline not in results:
             raise SystemExit(f"No run of {study.baseline} came to its end: nothing to compare with; see {out}.")
         module = DRIVERS[study.driver][0]

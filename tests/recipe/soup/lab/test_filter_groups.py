@@ -10,8 +10,8 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.filter_groups import EVICTED, SURPLUS, filled, has_signal
+from recipe.soup.lab.forward import Sample
 from recipe.soup.lab.rollout import Asked, Group
-from recipe.soup.lab.update import Sample
 from recipe.soup.prefixes.requests import PromptRequests
 from recipe.soup.records.problems import Problem
 

@@ -21,8 +21,9 @@ from examples.countdown.build_data import to_row
 from examples.countdown.task import random_problem, solutions
 from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
+from recipe.soup.lab.forward import Sample, forward, of_responses
 from recipe.soup.lab.sampler import sample
-from recipe.soup.lab.update import Sample, Updater, fields_of_loss, forward, of_responses, rows_before_update
+from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer

@@ -1,0 +1,101 @@
+"""`--minutes`: a study in pieces, each of which leaves finished runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe.soup.tools.compare import execute as execution
+from recipe.soup.tools.compare import time_limit
+from recipe.soup.tools.compare.execute import execute
+from recipe.soup.tools.compare.one_run import Run
+from recipe.soup.tools.compare.study import Study
+from recipe.soup.tools.compare.time_limit import ENDING, TimeLimit
+
+STUDY: dict[str, Any] = {
+    "driver": "lab",
+    "baseline": "grpo",
+    "seeds": [0, 1, 2],
+    "common": [],
+    "runs": {"grpo": ["algorithm=grpo"], "soup": ["algorithm=soup"]},
+}
+
+
+def test_a_run_starts_only_if_the_longest_so_far_would_still_end_in_time() -> None:
+    now = 100.0
+    limit = TimeLimit(10, clock=lambda: now)
+    assert limit.allows_another
+    limit.started("a")
+    limit.started("b")
+    now += 200
+    limit.ended("a")
+    now += 50
+    limit.ended("b")
+    now = 100 + 600 - ENDING - 251
+    assert limit.allows_another
+    now += 2
+    assert not limit.allows_another
+    assert not limit.is_over
+    now = 100 + 600 - ENDING
+    assert limit.is_over
+
+
+def test_without_a_limit_there_is_always_time() -> None:
+    limit = TimeLimit(None)
+    assert limit.allows_another
+    assert not limit.is_over
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_no_time_is_refused(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"--minutes={minutes}: leaves no time"):
+        execute(Study(**STUDY), tmp_path, jobs=1, minutes=minutes)
+
+
+def runs_that_take(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """In place of the lab, a script that sleeps, and leaves a checkpoint before it does; returns the file of starts."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import os, sys, time, pathlib\n"
+        "metrics = pathlib.Path(os.environ['VERL_FILE_LOGGER_PATH'])\n"
+        "tracker = metrics.parent / 'checkpoints/latest_checkpointed_iteration.txt'\n"
+        "went_on = tracker.exists()\n"
+        f"starts = pathlib.Path({str(tmp_path / 'starts')!r})\n"
+        "starts.open('a').write(f'{metrics.parent.parent.name} {went_on}\\n')\n"
+        "tracker.parent.mkdir(exist_ok=True)\n"
+        "tracker.write_text('1')\n"
+        "time.sleep(0 if went_on else float(sys.argv[1]))\n"
+        'metrics.write_text(\'{"step": 0, "data": {}}\')\n'
+    )
+
+    def command(run: Run, driver: str) -> list[str]:
+        return [sys.executable, str(script), str(seconds[run.name]), *run.overrides]
+
+    monkeypatch.setattr(execution, "command", command)
+    monkeypatch.setattr(execution, "POLL_SECONDS", 0.05)
+    return tmp_path / "starts"
+
+
+def test_what_is_still_running_when_the_time_is_up_goes_on_with_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    starts = runs_that_take({"grpo": 0.1, "soup": 100.0}, monkeypatch, tmp_path)
+    monkeypatch.setattr(time_limit, "ENDING", 0.0)
+    study, out = Study(**{**STUDY, "seeds": [0]}), tmp_path / "out"
+    assert execute(study, out, jobs=2, minutes=0.1, records=tmp_path / "records") == []
+    assert [run.is_done for run in study.in_folder(out)] == [True, False]
+    assert sorted(starts.read_text().splitlines()) == ["grpo False", "soup False"]
+    assert execute(study, out, jobs=2, minutes=0.2, records=tmp_path / "records") == []
+    assert all(run.is_done for run in study.in_folder(out))
+    assert starts.read_text().splitlines()[2:] == ["soup True"]
+    assert sorted(path.parent.parent.name for path in (tmp_path / "records").rglob("done")) == ["grpo", "soup"]
+
+
+def test_nothing_is_started_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    starts = runs_that_take({"grpo": 5.0, "soup": 5.0}, monkeypatch, tmp_path)
+    monkeypatch.setattr(time_limit, "ENDING", 0.0)
+    study = Study(**STUDY)
+    assert execute(study, tmp_path / "out", jobs=2, minutes=0.15) == []
+    done = [run for run in study.in_folder(tmp_path / "out") if run.is_done]
+    assert len(done) == len(starts.read_text().splitlines()) == 2
