@@ -139,12 +139,18 @@ def test_every_key_of_prefixes_is_recorded_where_it_has_an_effect(example: Compo
     sources = [example(), example(REPLAY, f"{SOUP}.selection=steered"), example(f"{SOUP}.source=snapshot")]
     recorded = {key for config in sources for key in of(config)}
     without = {name for name, _ in PrefixSettings.every_key() if name not in recorded}
-    engine = {"storage", "placement", "n_gpus", "gpu_memory_utilization", "max_num_seqs"}
+    engine = {"storage", "n_gpus", "gpu_memory_utilization", "max_num_seqs"}
     shown = {f"demonstrations.{key}" for key in DemonstrationSettings.model_fields}  # of which nothing is kept
     assert without == {"resume_bank", *(f"snapshot.{key}" for key in engine), *shown}
     assert "lag" in of(sources[0])
     assert "lag" not in of(sources[1])
     assert "snapshot.every" not in of(sources[0])
+    assert "snapshot.placement" not in of(sources[0])
+    placed = [
+        of(example(f"{SOUP}.source=snapshot", f"{SOUP}.snapshot.placement={p}"))["snapshot.placement"]
+        for p in ("colocated", "standalone", "shared")
+    ]
+    assert placed == ["colocated or standalone"] * 2 + ["shared"]  # the first two keep the same weights
 
 
 def test_what_auto_means_is_recorded(example: Compose) -> None:
