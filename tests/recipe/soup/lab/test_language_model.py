@@ -241,8 +241,8 @@ def test_heads_that_share_keys_attend_as_if_each_had_its_own(device: str) -> Non
 def test_a_model_with_shared_keys_samples_from_its_own_distribution() -> None:
     """The toy has a key for each head."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20}
-    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+    sizes: Any = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20}
+    heads: Any = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
     grouped: Any = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
     with torch.no_grad():  # far from uniform, so that a wrong head shows
         for parameter in grouped.parameters():
