@@ -34,7 +34,7 @@ class Evicts(WorkerExtension):
         if self.asked == 3:
             self.remove_lora(123)
 """
-"""Loses the current policy's adapter after the second step's sync; the first question comes before the first step."""
+"""Loses the current policy's adapter after the third step's sync."""
 
 
 def only_adapters(run: RealRun, folder: Path) -> Path:
@@ -123,4 +123,4 @@ def test_a_run_whose_engine_lost_the_current_adapter_stops_with_a_sentence(
     run = RealRun(tmp_path, {**clean_environ, "PYTHONPATH": paths}, *SHARED, evicts)
     assert run.finish(STARTED) not in (0, None)
     assert "the engine has no adapter of the current policy (number 123)" in run.terminal.splitlines()[-1]
-    assert sorted(int(path.stem) for path in run.samples.glob("*.jsonl")) == [1, 2]
+    assert sorted(int(path.stem) for path in run.samples.glob("*.jsonl")) == [1, 2, 3]
