@@ -68,6 +68,7 @@ def test_the_comparison_finds_a_wrong_path(composed: Any, countdown_dir: Path, m
     loss, gradient = against_the_cpu(lab, samples, fields)
     assert loss < 1e-5
     assert gradient < 1e-3
-    monkeypatch.setattr(forward_module, "different", lambda rows: ([list(rows[0])], torch.zeros(len(rows), dtype=torch.long)))
+    one_prompt = lambda rows: ([list(rows[0])], torch.zeros(len(rows), dtype=torch.long))  # noqa: E731
+    monkeypatch.setattr(forward_module, "different", one_prompt)
     loss, gradient = against_the_cpu(lab, samples, fields)
     assert gradient > 1e-2

@@ -227,7 +227,7 @@ def test_heads_that_share_keys_attend_as_if_each_had_its_own(device: str) -> Non
     query, key, value = (torch.randn(5, heads, width, 8) for heads, width in ((6, 1), (2, 11), (2, 11)))
     mask = torch.rand(5, 1, 1, 11) < 0.7
     mask[..., 0] = True
-    arguments = (tensor.to(device) for tensor in (query, key, value, mask))
+    arguments: Any = [tensor.to(device) for tensor in (query, key, value, mask)]
     ours, _ = grouped_attention(SimpleNamespace(num_key_value_groups=3), *arguments, scaling=0.3)
     for row in range(5):
         for head in range(6):
