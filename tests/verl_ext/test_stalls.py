@@ -131,6 +131,7 @@ def test_the_reward_that_hangs_is_named(grader: Any, monkeypatch: pytest.MonkeyP
     workers = [grader.remote()]
     ray.get(workers[0].grade.remote(0))
     workers[0].grade_in_the_loop.remote(60)
+    time.sleep(0.5)
     assert what_grades(workers).startswith("1 of 1 reward workers do not answer")
 
 

@@ -70,7 +70,9 @@ class PromptStage(Stage):
         model, folder = str(self.config.actor_rollout_ref.model.path), None
         if self.history is not None:
             model, folder = self.history.base_model, self.history.folder
-        shown = Demonstrations(self.settings.demonstrations, self.tokenizer, self._columns)
+        shown = None
+        if self.settings.demonstrates:
+            shown = Demonstrations(self.settings.demonstrations, self.tokenizer, self._columns)
         self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder, shown)
         # A checkpoint must resume at the first prompt that was not trained on.
         resume_state = partial(self.source.resume_state, self._loader_state)

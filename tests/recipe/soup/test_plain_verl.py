@@ -18,6 +18,7 @@ OURS = {
     "algorithm.soup.max_lost_share",
     "algorithm.soup.broken_steps",
     "algorithm.soup.max_wait",
+    "algorithm.soup.pass_k",
     "algorithm.soup.sigterm_grace",
     "actor_rollout_ref.rollout.agent.default_agent_loop",
     "actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls",

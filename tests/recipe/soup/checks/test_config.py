@@ -366,7 +366,7 @@ def test_what_was_under_way_is_taken_over_by_an_async_trainer_only(
     """And not without its prefixes, which are in the prompts and samples that verl saves."""
     overrides = [f"trainer.v1.trainer_mode={mode}", f"trainer.default_local_dir={tmp_path}"]
     folder = tmp_path / "global_step_4"
-    folder.mkdir()
+    (folder / "actor").mkdir(parents=True)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     PrefixBank().save(folder / BANK_FILE, {}, 0, {})
     overrides += [f"trainer.resume_mode={resume}", f"trainer.resume_from_path={folder}"]

@@ -53,9 +53,9 @@ def test_accepted(example: Callable[..., DictConfig], overrides: list[str]) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([f"{SOUP}.ratio=behavior"], [f"{SOUP}.ratio=behavior: ", "no policy is known", "luffy, detached, nll"]),
-        ([f"{SOUP}.ratio=decoupled"], [f"{SOUP}.ratio=decoupled: ", "luffy, detached, nll"]),
-        ([f"{SOUP}.ratio=shaped"], [f"{SOUP}.ratio=shaped: ", "luffy, detached, nll"]),
+        ([f"{SOUP}.ratio=behavior"], [f"{SOUP}.ratio=behavior: ", "no policy is known", "detached, luffy, nll"]),
+        ([f"{SOUP}.ratio=decoupled"], [f"{SOUP}.ratio=decoupled: ", "detached, luffy, nll"]),
+        ([f"{SOUP}.ratio=shaped"], [f"{SOUP}.ratio=shaped: ", "detached, luffy, nll"]),
         ([f"{SOUP}.second_moment=0.04"], [f"{SOUP}.second_moment=0.04: ", "use null"]),
         ([f"{SOUP}.behavior_log_probs=trainer"], [f"{SOUP}.behavior_log_probs=trainer: ", "use auto"]),
         ([f"{SOUP}.lag_distribution=uniform"], [f"{SOUP}.lag_distribution=uniform: ", "source=dataset has no lag"]),

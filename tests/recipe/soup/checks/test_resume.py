@@ -37,7 +37,7 @@ def example(composed: Compose) -> Compose:
 @pytest.fixture(params=["auto", "resume_path"])
 def resuming(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     """Overrides of a run that goes on from `tmp_path`."""
-    (tmp_path / "global_step_4").mkdir()
+    (tmp_path / "global_step_4" / "actor").mkdir(parents=True)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
     where = [f"trainer.default_local_dir={tmp_path}", f"trainer.resume_from_path={tmp_path}/global_step_4"]
     return [f"trainer.resume_mode={request.param}", *where]

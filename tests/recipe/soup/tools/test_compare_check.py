@@ -57,7 +57,7 @@ def test_a_run_that_was_killed_with_other_settings_is_in_nobodys_way(countdown_d
     before = study("lab", countdown_dir, grpo=["algorithm=grpo"], soup=soup)
     for run in before.in_folder(tmp_path):
         folder = run.folder / "checkpoints" / "global_step_4"
-        folder.mkdir(parents=True)
+        (folder / "actor").mkdir(parents=True)
         (folder.parent / "latest_checkpointed_iteration.txt").write_text("4")
         (run.folder / COMMAND_FILE).write_text(shlex.join(command(run, "lab")))
         PrefixBank().save(folder / BANK_FILE, bank_origin(composed(run.overrides)), 64, {})

@@ -11,6 +11,7 @@ from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
 from recipe.soup.records.earlier_runs import TRACKER
 from recipe.soup.verl_adapter.checkpoint_stage import CheckpointStage
+from recipe.soup.verl_adapter.step_state import StepState
 from verl_ext.health import RunEndedError
 from verl_ext.stop_request import ask_to_stop
 
@@ -24,7 +25,10 @@ class Verl(PPOTrainer):
         keys = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": None, "resume_mode": "disable"} | trainer
         self.config = OmegaConf.create({"trainer": keys})
         self.settings = SimpleNamespace(sigterm_grace=60)
-        self.source = SimpleNamespace(save=lambda folder: (folder / "soup_bank.npz").touch())
+        self.source = SimpleNamespace(
+            save=lambda folder: (folder / "soup_bank.npz").touch(), harvest=lambda brought: None
+        )
+        self.collected = StepState()
         self.global_steps, self.total_training_steps = 0, 9
         self.rotation = BaseCheckpointManager.__new__(BaseCheckpointManager)
         self.rotation.previous_saved_paths = []
