@@ -31,17 +31,22 @@ class StallWatch:
 
     def watch(self, buffer: Any) -> None:
         """Have each poll of a `ReplayBuffer` looked at; its methods are wrapped in place."""
-        sample, wait = buffer.sample, buffer._wait_for_next_poll
+        wait = buffer._wait_for_next_poll
 
-        def sample_anew(*args: Any, **kwargs: Any) -> Any:
-            self._seen = None
-            return sample(*args, **kwargs)
+        def anew(waits: Callable[..., Any]) -> Callable[..., Any]:
+            def begin(*args: Any, **kwargs: Any) -> Any:
+                self._seen = None
+                return waits(*args, **kwargs)
+
+            return begin
 
         def look_and_wait(partition_id: str, *args: Any) -> Any:
             self.look(partition_id, _counts(buffer, partition_id))
             return wait(partition_id, *args)
 
-        buffer.sample, buffer._wait_for_next_poll = sample_anew, look_and_wait
+        buffer.sample, buffer._wait_for_next_poll = anew(buffer.sample), look_and_wait
+        if hasattr(buffer, "wait_for_sampleable"):  # of an asynchronous trainer, also called by itself
+            buffer.wait_for_sampleable = anew(buffer.wait_for_sampleable)
 
     def look(self, partition_id: str, counts: tuple[int, ...]) -> None:
         """Take what is there at a poll."""

@@ -140,3 +140,20 @@ def test_the_methods_of_verl_that_are_wrapped_and_the_pool_in_which_it_grades() 
         source = inspect.getsource(cls.sample) + inspect.getsource(getattr(cls, "wait_for_sampleable", cls.sample))
         assert "self._wait_for_next_poll(partition_id, last_debug_time)" in source
     assert "self.loop.run_in_executor(" in inspect.getsource(NaiveRewardManager.run_single)
+
+
+def test_a_wait_before_the_sampling_is_a_wait_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's separate_async asks by itself whether enough is there, after its updates."""
+    assert callable(ReplayBufferAsync.wait_for_sampleable)
+    watch, clock = StallWatch(5.0, stalled), iter([0.0, 100.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+
+    class Buffer:
+        sample = wait_for_sampleable = _wait_for_next_poll = staticmethod(lambda *_: None)
+        partitions = pending_keys = running_keys = finished_keys = failure_keys = {"train": ()}  # noqa: RUF012
+
+    buffer: Any = Buffer()
+    watch.watch(buffer)
+    buffer._wait_for_next_poll("train", 0)
+    buffer.wait_for_sampleable()
+    buffer._wait_for_next_poll("train", 0)

@@ -30,11 +30,12 @@ class FinishAtSigterm(Callback):
 
     Args:
         folder: of the run's checkpoints.
-        seconds: to wait at most; 0: not at all.
+        seconds: to wait at most, a number; 0: not at all.
     """
 
-    def __init__(self, folder: str, seconds: float) -> None:
-        self._folder, self._seconds = folder, float(seconds)
+    def __init__(self, folder: str, seconds: Any) -> None:
+        # What is no number is refused by the checks, which come after this.
+        self._folder, self._seconds = folder, float(seconds) if isinstance(seconds, int | float) else 0.0
         self._ended = threading.Event()
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:

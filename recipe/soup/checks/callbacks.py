@@ -44,7 +44,9 @@ class RefuseWrongSettings(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         from recipe.soup.checks.loops import check_loops
+        from recipe.soup.checks.resume import check_under_way
         from recipe.soup.run_settings import run_settings
 
         _check(run_settings, config)
         _check(check_loops, config)
+        _check(lambda config: check_under_way(config, run_settings(config)), config)

@@ -11,7 +11,7 @@ from recipe.soup.checks.demonstrations import check_demonstrations
 from recipe.soup.checks.loops import check_loops, check_tools
 from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
-from recipe.soup.checks.resume import check_prefixes
+from recipe.soup.checks.resume import check_prefixes, check_under_way
 from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_dataset
 from recipe.soup.checks.separate_async import check_separate_source
 from recipe.soup.checks.snapshots import check_snapshots
@@ -55,6 +55,7 @@ def check_config(config: DictConfig) -> None:
         check_demonstrations(config, settings)
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
+    check_under_way(config, settings)
     if settings.mixes:
         check_prefixes(config, settings)
 

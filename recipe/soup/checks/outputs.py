@@ -57,11 +57,22 @@ def check_outputs(config: DictConfig) -> None:
     if cluster_address(config) is None:
         check_free(config)
     check_resume(config)
+    _check_weights_elsewhere(config)
     check_trackers(config)
     grace = OmegaConf.select(config, "algorithm.soup.sigterm_grace")
     if grace and trainer.save_freq <= 0:
         why = "saves a checkpoint at SIGTERM, and trainer.save_freq=-1 says that none is to be saved"
         raise refuse("algorithm.soup.sigterm_grace", grace, f"{why}; set trainer.save_freq, as high as you like.")
+
+
+def _check_weights_elsewhere(config: DictConfig) -> None:
+    """Refuse to start from what a run that starts anew puts aside."""
+    key = "actor_rollout_ref.model.path"
+    path, trainer = str(OmegaConf.select(config, key)), config.trainer
+    own = Path(str(trainer.default_local_dir)).absolute()
+    if trainer.resume_mode == "disable" and not trainer.val_only and own in Path(path).absolute().parents:
+        why = f"lies in trainer.default_local_dir={own}, whose checkpoints a run that starts anew puts aside"
+        raise refuse(key, path, f"{why}; give this run a trainer.experiment_name of its own.")
 
 
 def check_writable(key: str, folder: Path) -> None:
@@ -116,7 +127,8 @@ def _check_tracker(folder: Path) -> None:
     if text.isdigit() and (folder / f"global_step_{text}" / "actor").is_dir():
         return
     # verl writes it last but one.
-    whole = [path.parent for path in folder.glob("global_step_*/data.pt") if (path.parent / "actor").is_dir()]
+    last = [path for name in ("data.pt", "lab.pt") for path in folder.glob(f"global_step_*/{name}")]
+    whole = [path.parent for path in last if (path.parent / "actor").is_dir()]
     steps = sorted(int(path.name.removeprefix("global_step_")) for path in whole)
     cure = f"write {steps[-1]} into it" if steps else "there is no whole one, so remove it"
     raise refuse(key, folder, f"its {TRACKER_FILE} has {text or 'nothing'}, which is no whole checkpoint; {cure}.")

@@ -44,7 +44,7 @@ from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.source import FinishedSample, fingerprint
-from recipe.soup.records.earlier_runs import folders, put_aside
+from recipe.soup.records.earlier_runs import put_aside, started_anew
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
 from recipe.soup.records.problems import Problem
 from recipe.soup.run_settings import run_settings
@@ -249,7 +249,7 @@ class Lab:
         """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""
         trainer = self.config.trainer
         named = trackers(self.config)
-        if self.first_step == 1 and (said := put_aside(folders(self.config).values())):
+        if self.first_step == 1 and (said := put_aside(started_anew(self.config))):
             print(f"{NOTICE}{said}", flush=True)
         if "file" in named and (said := keep_earlier_metrics(metrics_file(self.config), self.first_step - 1)):
             print(f"{NOTICE}{said}", flush=True)

@@ -30,6 +30,7 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "data.shuffle": (True,),
     "data.tool_config_path": (None,),
     "data.function_tool_path": (None,),
+    "algorithm.soup.sigterm_grace": (0.0,),
     "trainer.critic_warmup": (0,),
     "trainer.v1.trainer_mode": ("soup",),
     "trainer.v1.sampler.custom_sampler.path": (None,),

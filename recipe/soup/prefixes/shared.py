@@ -61,6 +61,11 @@ class SharedSource(PastWeightsSource):
             if request is None or snapshot is None or snapshot.version >= step - 1:
                 rows.append({})
                 continue
+            oldest = self.settings.max_age
+            if oldest is not None and step - 1 - snapshot.version > oldest:
+                self._cost["too_old"] += len(request.lengths)
+                rows.append({})
+                continue
             self._served = snapshot
             rows.append(
                 {

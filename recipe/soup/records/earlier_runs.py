@@ -14,7 +14,7 @@ from recipe.soup.errors import refuse
 FOLDERS = ("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.validation_data_dir")
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's note of its last whole checkpoint."""
-WRITTEN = ("global_step_*", TRACKER, "past_weights", "[0-9]*.jsonl")
+WRITTEN = ("global_step_*", TRACKER, "past_weights", "past_adapters", "[0-9]*.jsonl")
 """What runs write there; anything else in these folders is somebody else's."""
 ENDING_SECONDS = 30.0
 """The processes of a run that was killed end by themselves, but not at once."""
@@ -26,6 +26,11 @@ def folders(config: DictConfig) -> dict[str, Path]:
     return {
         key: Path(value) for key, value in values.items() if isinstance(value, str) and value and "://" not in value
     }
+
+
+def started_anew(config: DictConfig) -> list[Path]:
+    """Return the folders in which a run that starts anew puts aside what is there; a mere validation trains nothing."""
+    return [place for key, place in folders(config).items() if key != FOLDERS[0] or not config.trainer.val_only]
 
 
 def put_aside(places: Iterable[Path]) -> str | None:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import transfer_queue as tq
+from ray.exceptions import RayActorError
 
 from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside
+from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside, started_anew
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.step_state import Stage
 from verl_ext.failures import in_a_line
@@ -41,14 +42,16 @@ class CheckpointStage(Stage):
     def _save_checkpoint(self) -> None:
         folder, tracker = self._folder(self.global_steps), self._checkpoints / TRACKER
         before = tracker.read_text() if tracker.exists() else ""
-        folder.mkdir(parents=True, exist_ok=True)
         # What groups brought that were dropped since the last update; the rest is in verl's queue, which is saved.
         self.source.harvest(self.collected.prefixes)
         self.collected.prefixes = []
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             # Before verl's part, which ends by declaring the checkpoint complete.
             self.source.save(folder)
             self._save_weights()
+        except RayActorError:
+            raise  # a process died, which is told elsewhere
         except Exception as error:
             free = shutil.disk_usage(self._checkpoints).free / GB
             shutil.rmtree(folder, ignore_errors=True)  # a part of a checkpoint, and room for the line below
@@ -79,7 +82,8 @@ class CheckpointStage(Stage):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        self._have_places_alone()
+        if self.global_steps == 0 and (said := put_aside(started_anew(self.config))):
+            print(f"{NOTICE}{said}", flush=True)
         if self.global_steps == 0:
             return
         if self.trainer_mode != "sync":
@@ -89,17 +93,19 @@ class CheckpointStage(Stage):
             folder = Path(self.config.trainer.resume_from_path)
         resume(self.source, folder, self.global_steps)
 
+    def _init_dataloader(self) -> None:
+        # Before a source of prefixes clears what it will write over.
+        self._have_places_alone()
+        super()._init_dataloader()
+
     def _have_places_alone(self) -> None:
-        """Put aside what an earlier run of this name left, unless this one goes on with it, and keep others out."""
-        places = list(dict.fromkeys(folder.absolute() for folder in folders(self.config).values()))
-        for folder in places:
+        """Keep other runs out of the folders that this one writes to."""
+        for folder in dict.fromkeys(folder.absolute() for folder in folders(self.config).values()):
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._locks[folder] = self._locks[folder] if folder in self._locks else hold(folder)
             except BlockingIOError:
                 end_run(f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name.")
-        if self.global_steps == 0 and (said := put_aside(places)):
-            print(f"{NOTICE}{said}", flush=True)
 
     # ------------------------------------------------------------------ asked to stop
 

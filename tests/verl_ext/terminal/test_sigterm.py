@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from verl_ext.terminal.sigterm import FinishAtSigterm
 
 APP = """
 import time
@@ -79,3 +82,9 @@ def test_the_last_line_says_by_what_the_run_was_ended_and_where_it_goes_on(
         assert run.wait(60) > 0  # not ended by a signal
     assert out.read_text().splitlines()[-1].startswith(last)
     assert to == "all" or not (tmp_path / "saved" / "stop_after_this_step").exists()
+
+
+@pytest.mark.parametrize("value", [None, "abc", [60]])
+def test_what_is_no_number_is_left_to_the_checks(value: Any, tmp_path: Path) -> None:
+    """Hydra makes callbacks before any check has seen the config."""
+    FinishAtSigterm(str(tmp_path), value)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from refusals import changing, sentence
 from safetensors.torch import save_file
 
+from recipe.soup.bank_origin import NOTHING, SOURCE
 from recipe.soup.checks.callbacks import RefuseWrongConfig, RefuseWrongSettings
 from recipe.soup.checks.config import check_config
 from recipe.soup.names import ASYNC_TRAINER_MODES
@@ -375,13 +376,19 @@ def test_what_was_under_way_is_taken_over_by_an_async_trainer_only(
         check_config(example(*overrides, *accepted))
     (folder / "transfer_queue").mkdir()
     check_config(example(*overrides))
-    check_config(example(*overrides, fresh, "algorithm.soup.mixed_share=0"))
-    for refused, advice in ((fresh, "set it to strict"), (sync, "soup_colocate_async and soup_separate_async")):
+    unmixed = "algorithm.soup.mixed_share=0"
+    for refused, advice in (
+        (fresh, "set it to strict"),
+        (sync, "soup_colocate_async and soup_separate_async"),
+        (unmixed, "only a run that mixes corrects"),
+    ):
         text = sentence(check_config, example(*overrides, refused))
         assert text.startswith(f"{refused}: ")
         assert str(folder) in text
         assert advice in text
     check_config(example(*overrides, fresh, "trainer.resume_mode=disable"))
+    PrefixBank().save(folder / BANK_FILE, {SOURCE: NOTHING}, 0, {})
+    check_config(example(*overrides, unmixed))  # the twin goes on with its own
 
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

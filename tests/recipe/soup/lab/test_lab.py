@@ -279,6 +279,8 @@ def test_runs_with_the_same_seed_are_equal_and_with_another_they_are_not(compose
 def test_what_only_the_real_path_can_do_is_refused(composed: Any) -> None:
     with pytest.raises(SystemExit, match=r"actor_rollout_ref.actor.use_kl_loss=True: only the real path"):
         Lab(example(composed, f"{ACTOR}.use_kl_loss=true"))
+    with pytest.raises(SystemExit, match=r"algorithm.soup.sigterm_grace=60.0: only the real path"):
+        Lab(example(composed, "algorithm.soup.sigterm_grace=60.0"))
 
 
 def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_environ: dict[str, str]) -> None:

@@ -187,3 +187,15 @@ def test_whole_weights_are_no_adapters(tmp_path: Path) -> None:
     now = {**source.facts.origin, PLACEMENT: "colocated or standalone"}
     with pytest.raises(SystemExit, match=r"snapshot.placement=colocated or standalone: .* were made with shared, and"):
         check_bank("trainer.resume_from_path", folder, now)
+
+
+def test_versions_that_are_too_old_sample_nothing_and_are_counted(tmp_path: Path) -> None:
+    source = made(tmp_path, max_age=3, snapshot={"policy": "pool", "keep": 8})
+    ages: list[int] = []
+    too_old = 0.0
+    for step in range(1, STEPS):
+        rows = steps(source, step, step)[step]
+        ages += [step - 1 - version for version in versions(rows)]
+        too_old += source.metrics()["soup/cost/too_old"]
+    assert max(ages) == 3
+    assert too_old > 0

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from recipe.soup.records.earlier_runs import check_free, folders, hold, put_aside
+from recipe.soup.checks.outputs import check_outputs
+from recipe.soup.records.earlier_runs import check_free, folders, hold, put_aside, started_anew
 from recipe.soup.records.metrics_file import keep_earlier_metrics, read_metrics
 
 HOLDS = "import sys, time; from pathlib import Path; from recipe.soup.records.earlier_runs import hold; "
@@ -77,3 +78,18 @@ def test_where_a_run_writes(composed: Callable[..., Any]) -> None:
         "trainer.default_local_dir": "runs/countdown/soup/checkpoints",
         "trainer.rollout_data_dir": "runs/countdown/soup/samples",
     }
+
+
+def test_a_mere_validation_leaves_the_checkpoints_where_they_are(composed: Callable[..., Any]) -> None:
+    config = composed("algorithm=soup", "example=countdown", "trainer.val_only=true")
+    assert {path.name for path in started_anew(config)} == {"samples", "validation"}
+
+
+def test_weights_that_a_run_would_put_aside_are_refused(composed: Callable[..., Any], tmp_path: Path) -> None:
+    weights = tmp_path / "checkpoints" / "global_step_4" / "actor" / "huggingface"
+    places = [f"trainer.default_local_dir={tmp_path}/checkpoints", f"actor_rollout_ref.model.path={weights}"]
+    config = composed("algorithm=soup", "example=countdown", *places, "trainer.resume_mode=disable")
+    with pytest.raises(SystemExit, match=r"model.path=.*: lies in trainer.default_local_dir=.*experiment_name"):
+        check_outputs(config)
+    config.trainer.val_only = True
+    check_outputs(config)
