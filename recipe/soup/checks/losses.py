@@ -78,8 +78,10 @@ def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
 def _check_weight(config: DictConfig, settings: SoupSettings) -> None:
     """Refuse the prefix's ratios twice on the continuation."""
     loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode", default="soup")
-    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss == "ctpo":
-        why = "actor.policy_loss.loss_mode=ctpo weighs every token by the ratios before it already; use none, or soup"
+    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss in ("ctpo", "gspo"):
+        why = (
+            f"actor.policy_loss.loss_mode={loss} weighs later tokens by the prefix's ratios already; use none, or soup"
+        )
         raise refuse("algorithm.soup.continuation_weight", settings.continuation_weight, f"{why} as loss_mode.")
     level = OmegaConf.select(config, "algorithm.rollout_correction.rollout_is", default=None)
     if settings.continuation_weight != "none" and settings.ratio == "decoupled" and level == "sequence":

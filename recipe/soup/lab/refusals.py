@@ -18,6 +18,7 @@ ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "actor_rollout_ref.actor.optim.lr_warmup_steps": (-1, 0, None),
     "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": (0.0,),
     "actor_rollout_ref.model.lora_rank": (0,),
+    "actor_rollout_ref.model.lora_adapter_path": (None,),
     "algorithm.soup.snapshot.placement": ("colocated", "standalone"),
     f"{ROLLOUT}.top_p": (1.0,),
     f"{ROLLOUT}.top_k": (-1, 0),

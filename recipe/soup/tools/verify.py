@@ -150,7 +150,7 @@ def verify(
             for line, (row, log_probs) in enumerate(zip(rows, computed, strict=True), start=1):
                 difference = np.abs(log_probs - np.array(row["old_log_probs"], dtype=float))
                 for token, claimed in enumerate(row["policy_versions"]):
-                    if claimed == NOBODY:  # what a tool wrote
+                    if claimed == NOBODY:  # of no policy that is known: a tool's, or a demonstration's
                         continue
                     comparison = comparisons["prefix" if claimed < step - 1 else "continuation"]
                     if version == claimed:

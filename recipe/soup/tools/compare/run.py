@@ -99,6 +99,8 @@ def compare(args: argparse.Namespace) -> None:
                 results.setdefault(run.name, []).append(read_record(run, args.records))
         if left := len(runs) - len(failed) - sum(map(len, results.values())):
             print(f"The time is up, and {left} of {len(runs)} runs are still to do; the same command goes on.")
+        if failed:
+            print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
         if left and study.baseline not in results:
             return
         if study.baseline not in results:
@@ -109,8 +111,6 @@ def compare(args: argparse.Namespace) -> None:
             for name, overrides in study.runs.items()
         }
         baseline, steps = study.baseline, study.steps
-        if failed:
-            print(f"{len(failed)} runs failed and are left out; the same command tries them again.")
     title, _ = at_the_end(results)
     if title != WHOLE:
         print(f"The runs are of different length, and are compared: {title}.")

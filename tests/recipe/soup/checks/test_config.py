@@ -183,6 +183,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("soup.source=replay length.distribution=whole", "soup.continuation_weight=min", "whole response; use none"),
         ("soup.ratio=decoupled correction.rollout_is=sequence", "soup.continuation_weight=min", "use none, or token"),
         ("loss=ctpo", "soup.continuation_weight=product", "use none, or soup as loss_mode"),
+        ("loss=gspo", "soup.continuation_weight=min", "use none, or soup as loss_mode"),
         ("soup.ratio=shaped", "loss=m2po", "set it to soup"),
         # Schedules.
         ("", "schedules.mixed_share.end=0.1", "give it with linear or cosine only"),
