@@ -64,7 +64,7 @@ unit: install ## tests without Ray (about eight minutes)
 	$(PYTEST) -m "not real_run and not real_more and not real_model"
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about twelve minutes)
-	$(PYTEST) -m real_run
+	$(PYTEST) -m "real_run and not real_more"
 
 real-all: install ## the same and further runs, which CI leaves out
 	$(PYTEST) -m "real_run or real_more"

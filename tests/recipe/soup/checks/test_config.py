@@ -306,7 +306,7 @@ def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advi
         "soup.prefix_gradient=1",
         "soup.second_moment=0.04",
         "soup.loss_tokens=trained",
-        "soup.continuation_weight=product soup.prefix_gradient=0 soup.loss_tokens=trained loss=gspo",
+        "soup.continuation_weight=product soup.prefix_gradient=0 soup.loss_tokens=trained loss=sapo",
         "soup.continuation_weight=min soup.ratio=decoupled correction.rollout_is=token",
         "soup.continuation_weight=window soup.continuation_window.low=inf correction.rollout_is=sequence",
         "soup.continuation_weight=product soup.source=replay soup.selection=steered soup.second_moment=0.04",
