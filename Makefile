@@ -44,7 +44,7 @@ demo-grpo: install ## the twin: GRPO, with every other setting equal
 compare: install ## GRPO against SOUP in the lab: 9 runs, about eight minutes on two cores
 	$(BIN)/soup-verl compare examples/countdown/studies/first.yaml --jobs 2
 
-test: check ## every check and test (about 21 minutes on two cores)
+test: check ## every check and test (about 22 minutes on two cores)
 	$(PYTEST) -m "not real_more and not real_model"
 
 check: install ## style and types
@@ -60,7 +60,7 @@ audit: install ## known weaknesses of the pinned packages; asks on the net, so C
 	@sed 's/+.*//' $(LOCKS) > $(VENV)/audit/pins.txt
 	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement $(VENV)/audit/pins.txt
 
-unit: install ## tests without Ray (about eight minutes)
+unit: install ## tests without Ray (about ten minutes)
 	$(PYTEST) -m "not real_run and not real_more and not real_model"
 
 real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about twelve minutes)

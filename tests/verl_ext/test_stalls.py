@@ -24,6 +24,13 @@ class StalledError(Exception):
     pass
 
 
+class Buffer:
+    """What a watch asks of verl's, in which nothing ever moves."""
+
+    sample = wait_for_sampleable = _wait_for_next_poll = staticmethod(lambda *_: None)
+    partitions = pending_keys = running_keys = finished_keys = failure_keys = {"train": ()}  # noqa: RUF012
+
+
 def stalled(partition_id: str) -> None:
     raise StalledError(partition_id)
 
@@ -63,10 +70,6 @@ def test_each_step_waits_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = StallWatch(5.0, stalled)
     clock = iter([0.0, 100.0, 104.0, 106.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-
-    class Buffer:
-        sample = _wait_for_next_poll = staticmethod(lambda *_: None)
-        partitions = pending_keys = running_keys = finished_keys = failure_keys = {"train": ()}  # noqa: RUF012
 
     buffer: Any = Buffer()
     watch.watch(buffer)
@@ -147,10 +150,6 @@ def test_a_wait_before_the_sampling_is_a_wait_of_its_own(monkeypatch: pytest.Mon
     assert callable(ReplayBufferAsync.wait_for_sampleable)
     watch, clock = StallWatch(5.0, stalled), iter([0.0, 100.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-
-    class Buffer:
-        sample = wait_for_sampleable = _wait_for_next_poll = staticmethod(lambda *_: None)
-        partitions = pending_keys = running_keys = finished_keys = failure_keys = {"train": ()}  # noqa: RUF012
 
     buffer: Any = Buffer()
     watch.watch(buffer)
