@@ -111,7 +111,8 @@ class SharedPrompts:
             scaled = logits.float() if temperature == 1 else logits.float() / temperature
             log_probs.append(logprobs_from_logits_v2(scaled, labels))
             entropies.append(entropy_from_logits(scaled) if with_entropy else torch.zeros_like(log_probs[-1]))
-        return tuple(_in_place(torch.cat(values, dim=1).cpu(), samples) for values in (log_probs, entropies))  # type: ignore[return-value]
+        of_samples, of_entropy = (torch.cat(values, dim=1).cpu() for values in (log_probs, entropies))
+        return _in_place(of_samples, samples), _in_place(of_entropy, samples)
 
 
 def _in_place(values: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:

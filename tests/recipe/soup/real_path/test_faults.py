@@ -108,6 +108,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
+        # A disk of the machine's own must not be filled for it.
         pytest.skip("only root may mount a file system of a given size")
     try:
         yield

@@ -63,6 +63,7 @@ def assert_whole(run: RealRun) -> None:
         return
     assert PrefixBank.load(folder / "soup_bank.npz")[1] > 0
     for name in ("data.pt", "actor/model_world_size_1_rank_0.pt", "actor/optim_world_size_1_rank_0.pt"):
+        # verl pickles distributed tensors and the data loader's state; the file was written by this test's own run.
         assert torch.load(folder / name, weights_only=False)
 
 
