@@ -96,9 +96,14 @@ def steps_done(folder: Path) -> int:
     return max(metrics(folder), default=0)
 
 
+def training(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples from the first step on, until the run ends its processes."""
+    return [sample for sample in samples if sample["step"] > 0 and "trainer" in sample["mb"]]
+
+
 def growth(samples: Iterable[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """Return, by kind, the megabytes at the end and those gained in a hundred steps over the second half of the run."""
-    trained = [sample for sample in samples if sample["step"] > 0]
+    trained = training(samples)
     late = [sample for sample in trained if sample["step"] > trained[-1]["step"] / 2]
     found = {}
     for kind in sorted({kind for sample in late for kind in sample["mb"]}):
@@ -132,11 +137,10 @@ def draw(samples: list[dict[str, Any]], seconds: list[float], path: Path) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    trained = [sample for sample in samples if sample["step"] > 0]
+    trained = training(samples)
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
-    for kind in sorted(
-        {kind for sample in trained for kind in sample["mb"]}, key=lambda k: -trained[-1]["mb"].get(k, 0)
-    ):
+    above.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # more kinds than the usual ten colours
+    for kind in sorted(trained[-1]["mb"], key=lambda kind: -trained[-1]["mb"][kind]):
         points = [(sample["step"], sample["mb"][kind]) for sample in trained if kind in sample["mb"]]
         above.plot(*zip(*points, strict=True), label=kind)
     above.set(ylabel="memory, MB", ylim=(0, None))
