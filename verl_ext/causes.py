@@ -19,6 +19,9 @@ _ORIGIN = re.compile(r"^(?:\(\S+ pid=\d+\) ?)?(?:\x1b\[[\d;]*m)*(?:[A-Z]+ \d\d-\
 POINTS_ELSEWHERE = re.compile(r"no materializable trajectories|[Ss]ee (?:root cause|stack trace)|EngineCore|EngineDead")
 """Errors that are raised because of another one, which only stands in the log."""
 _FRAME = re.compile(r'File "(.+)", line (\d+), in ')
+_ADVICE = re.compile(r"The actor is dead because.* Some common causes include: .*")
+KILLED = "Its process was killed (by the kernel, where memory is short: see dmesg), or crashed."
+"""Instead of Ray's eight lines of advice for all kinds of death."""
 RECORD_LINES = 400
 LENGTH = 1000
 """Most characters of a cause."""
@@ -66,7 +69,7 @@ def own_words(error: BaseException) -> str:
         if raised := [found for found in map(RAISED.match, lines) if found]:
             return _short(f"{raised[-1][1]}: {raised[-1][2]}")
         details = [line.strip() for line in lines if re.search(r"class_name: |exit detail: ", line)]
-        return _short(f"{type(cause).__name__}: {' '.join([*lines[:1], *details])}")
+        return _short(_ADVICE.sub(KILLED, f"{type(cause).__name__}: {' '.join([*lines[:1], *details])}"))
     name = re.sub(r"^RayTaskError\((.+)\)$", r"\1", type(cause).__name__)
     if not lines:
         return _short(f"{name} {_where(place)}".strip())

@@ -12,9 +12,11 @@ import ray
 import transfer_queue.interface as transfer_queue_interface
 import transfer_queue.storage.bootstrap.simple_storage_bootstrap as simple_storage_bootstrap
 from omegaconf import OmegaConf
+from ray.exceptions import RayActorError
 from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.experimental.reward_loop.reward_loop import RewardLoopManager
 
+from verl_ext.causes import KILLED, own_words
 from verl_ext.health import ENDED, RolloutWatchdog, transfer_queue_actors
 
 SIMPLE = {"storage_backend": "SimpleStorage", "SimpleStorage": {"num_data_storage_units": 2}}
@@ -47,6 +49,17 @@ def reason_within(watchdog: RolloutWatchdog, seconds: float) -> str | None:
     while watchdog.reason is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return watchdog.reason
+
+
+def test_an_actor_that_was_killed_is_named_in_few_words(grader: Any) -> None:
+    actor = grader.remote()
+    ray.get(actor.compute_score.remote(0))
+    kill(actor)
+    with pytest.raises(RayActorError) as caught:
+        ray.get(actor.compute_score.remote(0))
+    words = own_words(caught.value)
+    assert words.startswith("ActorDiedError: The actor died unexpectedly before finishing this task. class_name: ")
+    assert words.endswith(f"Grader {KILLED}")
 
 
 def test_a_dead_reward_worker_is_named_though_another_is_busy(grader: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from real_run import STARTED, RealRun
 
 from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.records.earlier_runs import TRACKER
+from verl_ext.causes import KILLED
 
 pytestmark = pytest.mark.real_more
 
@@ -60,8 +61,8 @@ FAULTS = {
     "reward": Fault(kill("ray::RewardLoopWorker"), "The reward worker 0 died"),
     "storage": Fault(kill("ray::SimpleStorageUnit"), "The TransferQueue storage unit 0 died"),
     "controller": Fault(kill("ray::TransferQueueController"), "The TransferQueue controller died"),
-    "training worker": Fault(kill("ray::WorkerDict"), "WorkerDict"),
-    "trainer": Fault(kill("ray::TaskRunner"), "TaskRunner"),
+    "training worker": Fault(kill("ray::WorkerDict"), f"WorkerDict {KILLED}"),
+    "trainer": Fault(kill("ray::TaskRunner"), f"class_name: TaskRunnerV1 {KILLED}"),
     "SIGINT": Fault(tell(signal.SIGINT), "The run was ended by an interrupt (SIGINT). It had not saved a checkpoint."),
     "SIGTERM": Fault(tell(signal.SIGTERM), "The run was ended by SIGTERM. It had not saved a checkpoint."),
     "SIGTERM with grace": Fault(
