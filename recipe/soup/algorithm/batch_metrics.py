@@ -87,6 +87,12 @@ def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
     return {f"{name}/mean": _mean(moved), f"{name}/max": _max(moved)}
 
 
+def mismatch_metrics(mismatch: Sequence[float]) -> dict[str, float]:
+    """How far the rollout engine was off on a step's new prefixes: |log-prob - trainer's| of each token, in nats."""
+    name = "soup/prefix/engine_mismatch"
+    return {f"{name}/mean": sum(mismatch) / max(1, len(mismatch)), f"{name}/max": max(mismatch, default=0.0)}
+
+
 def demonstration_metrics(rows: TrainRows, gate: str, gate_successes: int) -> dict[str, float]:
     """What the policy makes of demonstrations, before the update, and in how many groups they count.
 

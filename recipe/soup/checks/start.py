@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from recipe.soup.checks.batches import check_batches, check_groups
+from recipe.soup.checks.batches import check_batches, check_groups, check_mini_batches
 from recipe.soup.checks.correction import check_correction
 from recipe.soup.checks.model import check_model
 from recipe.soup.checks.outputs import check_outputs
@@ -29,9 +29,11 @@ def _check_placement(config: DictConfig) -> None:
 IN_ANY_DRIVER: dict[str, Check] = {
     "sizes": check_sizes,
     "groups": check_groups,
+    "mini-batches": check_mini_batches,
     "model": check_model,
     "data": check_rows,
     "reward": check_reward,
+    "rollout correction": check_correction,
     "what it writes": check_outputs,
 }
 """Also the lab's. Sizes come first: the others divide by them."""
@@ -39,7 +41,6 @@ AT_START: dict[str, Check] = {
     **IN_ANY_DRIVER,
     "a rollout apart": check_separate_async,
     "batches": check_batches,
-    "rollout correction": check_correction,
     "CPUs and GPUs": _check_placement,
     "temporary folder": check_socket_paths,
 }

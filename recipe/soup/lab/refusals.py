@@ -8,6 +8,7 @@ from recipe.soup.checks.losses import GROUP_ONLY
 from recipe.soup.errors import refuse
 from recipe.soup.names import AGENT_NAME
 
+ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
 ONLY_REAL: dict[str, tuple[Any, ...]] = {
     "algorithm.use_kl_in_reward": (False,),
@@ -51,6 +52,11 @@ def check_lab_config(config: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=allowed[0])
         if value not in allowed:
             raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
+    actor = config.actor_rollout_ref.actor
+    limit = "ppo_max_token_len_per_gpu" if actor.use_dynamic_bsz else "ppo_micro_batch_size_per_gpu"
+    if actor.get(limit) is None:
+        why = f"with use_dynamic_bsz={actor.use_dynamic_bsz} it says how large a micro-batch may be; give a number."
+        raise refuse(f"{ACTOR}.{limit}", None, why)
     estimator = config.algorithm.adv_estimator
     if estimator in GROUP_ONLY and estimator != "pass_at_k":
         raise refuse(

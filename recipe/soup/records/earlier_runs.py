@@ -3,7 +3,8 @@
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -72,6 +73,38 @@ def hold(folder: Path) -> int | None:
     except OSError:
         return None
     return lock
+
+
+def have_alone(folder: Path) -> int | None:
+    """Make a folder, and keep other runs out of it; see `hold`.
+
+    Raises:
+        BlockingIOError: another run writes there; a sentence for the user.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return hold(folder)
+    except BlockingIOError:
+        told = f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name of its own."
+        raise BlockingIOError(told) from None
+
+
+@contextmanager
+def places_alone(config: DictConfig) -> Iterator[None]:
+    """Have the folders that a run writes to alone, within a `with`.
+
+    Raises:
+        BlockingIOError: another run writes there; a sentence for the user.
+    """
+    locks: list[int | None] = []
+    try:
+        for folder in dict.fromkeys(folder.absolute() for folder in folders(config).values()):
+            locks.append(have_alone(folder))
+        yield
+    finally:
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
 
 
 def check_free(config: DictConfig, seconds: float = ENDING_SECONDS) -> None:

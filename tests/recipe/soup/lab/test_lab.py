@@ -22,8 +22,10 @@ from examples.countdown.task import random_problem, solutions
 from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.forward import Sample, forward, of_responses
+from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
+from recipe.soup.records.earlier_runs import places_alone
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -281,6 +283,40 @@ def test_what_only_the_real_path_can_do_is_refused(composed: Any) -> None:
         Lab(example(composed, f"{ACTOR}.use_kl_loss=true"))
     with pytest.raises(SystemExit, match=r"algorithm.soup.sigterm_grace=60.0: only the real path"):
         Lab(example(composed, "algorithm.soup.sigterm_grace=60.0"))
+
+
+@pytest.mark.parametrize(
+    ("override", "limit"),
+    [("true", "ppo_max_token_len_per_gpu=null"), ("false", "ppo_micro_batch_size_per_gpu=null")],
+)
+def test_a_micro_batch_needs_a_size(override: str, limit: str, composed: Any) -> None:
+    config = example(composed, f"{ACTOR}.use_dynamic_bsz={override}", f"{ACTOR}.{limit}")
+    with pytest.raises(SystemExit, match=rf"{limit.split(chr(61))[0]}=None: with use_dynamic_bsz="):
+        check_lab_config(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("algorithm.rollout_correction.rollout_is=tokens", "choose one of token, sequence, or null"),
+        (f"{ACTOR}.ppo_mini_batch_size=3", "use a divisor of data.train_batch_size=4"),
+        (f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", "would be ignored"),
+    ],
+)
+def test_the_lab_checks_what_it_shares_with_the_real_path(
+    override: str, said: str, tmp_path: Path, clean_environ: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo", *SMALL]
+    command += [f"{ACTOR}.ppo_mini_batch_size=2", override]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_two_runs_of_one_name_at_a_time_are_refused(composed: Any, tmp_path: Path) -> None:
+    one, two = (Lab(example(composed, f"trainer.default_local_dir={tmp_path}")) for _ in range(2))
+    with places_alone(one.config), pytest.raises(BlockingIOError, match="Another run writes to"):
+        two.fit()
 
 
 def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_environ: dict[str, str]) -> None:

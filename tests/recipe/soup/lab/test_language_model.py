@@ -341,6 +341,8 @@ def test_every_source_runs_in_bfloat16(source: str, composed: Any) -> None:
     assert {parameter.dtype for parameter in lab.model.parameters()} == {torch.float32}
     assert metrics[-1]["soup/train/mixed/share"] > 0
     assert all(set(m) == set(metrics[0]) for m in metrics)
+    if source == "lookahead":
+        assert 0 < metrics[0]["soup/prefix/engine_mismatch/mean"] < 0.1
     if source not in ("lookahead", "replay"):
         return
     computes = SharedPrompts(lab.hardware)
@@ -373,12 +375,15 @@ def test_recomputed_prefixes_keep_their_tokens_and_their_order(composed: Any, mo
         seeds.append(SampledPrefix(number, 0, prefix, len(ids), False, prompt_ids=s.prompt_ids))
     with torch.no_grad():
         expected = of_responses(forward(model, samples, 1.0)[0], samples)
-    for number, (before, after) in enumerate(zip(seeds, recompute(seeds, updater), strict=True)):
+    recomputed, mismatch = recompute(seeds, updater)
+    # The log-probs above are all 0.
+    assert mismatch == pytest.approx([-value for after in recomputed for value in after.prefix.log_probs.tolist()])
+    for number, (before, after) in enumerate(zip(seeds, recomputed, strict=True)):
         assert after.ordinal == number
         assert after.prefix.token_ids.tolist() == before.prefix.token_ids.tolist()
         wanted = expected[number].tolist() if number % 5 else []
         assert after.prefix.log_probs.tolist() == pytest.approx(wanted, abs=1e-5)
-    assert recompute([seeds[0]], updater) == [seeds[0]]
+    assert recompute([seeds[0]], updater) == ([seeds[0]], [])
 
 
 @pytest.mark.parametrize("toy", [True, False])
