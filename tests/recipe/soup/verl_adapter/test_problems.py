@@ -8,7 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from omegaconf import DictConfig
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.tensordict_utils import get_tensordict
 
+from recipe.soup.prefixes.demonstrations import cell as cell_of
+from recipe.soup.prefixes.demonstrations import texts_in
 from recipe.soup.verl_adapter.problems import Prompts, read_problems
 
 Compose = Callable[..., DictConfig]
@@ -46,6 +50,32 @@ def test_every_format_that_verl_reads(suffix: str, composed: Compose, base_model
     assert [problem.ground_truth for problem in problems] == ["0", "1", "2", "3"]
     assert problems[0].data_source == "countdown"
     assert problems[0].row["extra_info"] == {}  # verl's own filling
+
+
+CELLS: dict[str, list[Any]] = {
+    "texts": ["3+4=7", None],
+    "one a row": ["3+4=7", "4+3=7"],
+    "messages": [[{"role": "assistant", "content": "3+4=7"}], None],
+    "lists of one length": [["3+4=7", "4+3=7"], ["1+1=2", "2-1=1"]],
+    "lists of several lengths": [["3+4=7"], []],
+    "a field": [{"steps": ["3+4=7"]}, {"steps": ["1", "2", "3"]}],
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_verls_dataset_collate_fn_and_get_tensordict_hand_a_column_on(
+    name: str, rows: int, composed: Compose, base_model: str, tmp_path: Path
+) -> None:
+    """By which demonstrations reach the trainer."""
+    cells = CELLS[name][:rows]
+    data = [{**row, "target": cell} for row, cell in zip(ROWS, cells, strict=False)]
+    config = composed(base_model, written(tmp_path, ".parquet", data))
+    read = [problem.row for problem in read_problems(config, "val", None)]
+    batch = get_tensordict(collate_fn(read))
+    expected = [texts_in(cell["steps"] if name == "a field" else cell) for cell in cells]
+    found = [cell_of({"target": value}, "target.steps" if name == "a field" else "target") for value in batch["target"]]
+    assert [texts_in(value) for value in found] == expected
 
 
 def test_the_keys_of_data_count(composed: Compose, base_model: str, tmp_path: Path) -> None:
