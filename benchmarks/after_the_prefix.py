@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recipe.soup.algorithm.continuation_weights import continuation_weights
+from recipe.soup.algorithm.continuation_weights import continuation_weights, others_on_the_prefix
 from recipe.soup.algorithm.losses.clipped import clipped
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
 
@@ -88,14 +88,14 @@ def trained(seed: int) -> list[torch.Tensor]:
 def token_weights(theta: torch.Tensor, mu: torch.Tensor, length: int, how: str) -> torch.Tensor:
     """(responses, LONGEST): by what each token's A grad log pi is multiplied, if its prefix has `length` tokens.
 
-    `none`, `product`, `min`, `window`: SOUP's own loss at the start of an update, without a clip. `running`: every
-    token by the product of all ratios up to it. `whole`: every token by the product over the whole prefix.
+    SOUP's own loss at the start of an update, without a clip; and `running`: every token by the product of all ratios
+    up to it.
     """
     log_pi, log_mu = log_probs(theta), log_probs(mu)
     prefix = (torch.arange(LONGEST) < length) & MASK
     log_ratio = torch.where(prefix, log_pi - log_mu, 0.0)
-    if how in ("running", "whole"):
-        return (log_ratio.cumsum(1) if how == "running" else log_ratio.sum(1, keepdim=True).expand_as(log_pi)).exp()
+    if how == "running":
+        return log_ratio.cumsum(1).exp()
     current = log_pi.clone().requires_grad_()
     inputs = LossInputs(current, torch.where(prefix, log_mu, log_pi), torch.ones_like(log_pi), prefix, NO_CLIP)
     clipped(inputs).losses.sum().backward()
@@ -103,7 +103,8 @@ def token_weights(theta: torch.Tensor, mu: torch.Tensor, length: int, how: str) 
     if how == "none":
         return -current.grad
     behind, _ = continuation_weights(log_ratio, prefix, how, WINDOW)
-    return torch.where(prefix, -current.grad, -current.grad * behind[:, None])
+    on_prefix = others_on_the_prefix(log_ratio, prefix) if how == "whole" else torch.ones_like(log_pi)
+    return -current.grad * torch.where(prefix, on_prefix, behind[:, None])
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ WAYS = {
     "window": "`window`",
     "product": "`product`",
     "running": "running",
-    "whole": "whole",
+    "whole": "`whole`",
 }
 
 

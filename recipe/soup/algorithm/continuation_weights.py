@@ -26,7 +26,12 @@ def log_min(log_ratio: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
     return torch.where(prefix.any(dim=1), least, 0.0)
 
 
-LOG_WEIGHTS: dict[str, LogWeight] = {"product": log_product, "min": log_min, "window": log_product}
+LOG_WEIGHTS: dict[str, LogWeight] = {
+    "product": log_product,
+    "min": log_min,
+    "window": log_product,
+    "whole": log_product,
+}
 """By `continuation_weight`."""
 
 
@@ -53,6 +58,23 @@ def continuation_weights(
         width = prefix.sum(dim=1).clamp(min=1).double().sqrt()
         held = held.clamp(-window[0] * width, window[1] * width)
     return held.exp().to(log_ratio.dtype), held != exact
+
+
+def others_on_the_prefix(log_ratio: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    """Weigh each prefix token by the ratios of the others, for `whole`: with its own it weighs the product of all.
+
+    A response's reward belongs to all of its tokens, so that one which the historical policy drew is paid for as often
+    as that one writes what stands before *and* behind it (importance sampling of the whole prefix).
+
+    Args:
+        log_ratio, prefix: as of `continuation_weights`.
+
+    Returns:
+        (batch, response_length), 1 off the prefix.
+    """
+    own = torch.where(prefix, log_ratio.double(), 0.0)
+    others = (own.sum(dim=1, keepdim=True) - own).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.where(prefix, others.exp(), 1.0).to(log_ratio.dtype)
 
 
 def continuation_metrics(rows: TrainRows, kind: str, window: tuple[float, float]) -> dict[str, float]:

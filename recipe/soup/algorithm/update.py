@@ -11,7 +11,11 @@ import torch
 
 from recipe.soup.algorithm.baselines import Estimate, compare
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
-from recipe.soup.algorithm.continuation_weights import continuation_metrics, continuation_weights
+from recipe.soup.algorithm.continuation_weights import (
+    continuation_metrics,
+    continuation_weights,
+    others_on_the_prefix,
+)
 from recipe.soup.algorithm.gates import samples_that_count, without
 from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.token_weights import behind_an_outlier, trained_prefix
@@ -102,7 +106,11 @@ def loss_fields(
         behind, _ = continuation_weights(
             log_ratio, rows.is_historical, choices.continuation_weight, choices.continuation_window
         )
-        weights = fields["rollout_is_weights"] = torch.where(rows.is_historical, weights, weights * behind[:, None])
+        on_prefix = torch.ones_like(weights)
+        if choices.continuation_weight == "whole":
+            on_prefix = others_on_the_prefix(log_ratio, rows.is_historical)
+        chosen = torch.where(rows.is_historical, on_prefix, behind[:, None])
+        weights = fields["rollout_is_weights"] = weights * chosen
     if choices.weighs:
         counts = (~rows.is_prefix | trained) & ~stopped
         fields["rollout_is_weights"] = weights * counts

@@ -137,14 +137,15 @@ class LossSettings(Group):
         when="With every token trained the two are the same: a token of the continuation weighs as much behind a long "
         "prefix as behind none.",
     )
-    continuation_weight: Literal["none", "product", "min", "window"] = key(
+    continuation_weight: Literal["none", "product", "min", "window", "whole"] = key(
         "none",
         "What the tokens behind a prefix weigh, since it is drawn as often as the historical policy writes it: 1 "
         "(`none`), the product of pi_old/mu over the prefix (`product`), the smallest of these ratios (`min`), or the "
-        "product within `continuation_window` (`window`); computed once a step, and 1 without a prefix.",
+        "product within `continuation_window` (`window`); computed once a step, and 1 without a prefix. `whole`: the "
+        "product, and a prefix token weighs the ratios of the prefix's other tokens.",
         origin="our choice, the paper weighs no token by another's ratio; `min`: MinPRO; `window`: CTPO's bounds",
-        when="`product` makes the continuation's gradient unbiased, at a variance that grows with age and length: "
-        "docs/after_the_prefix.md has both in numbers.",
+        when="`product` makes the continuation's gradient unbiased, `whole` the prefix's as well, but for clips; at a "
+        "variance that grows with age and length: docs/after_the_prefix.md has both in numbers.",
     )
     continuation_window: WindowSettings = Field(default_factory=WindowSettings)
     baseline: Literal["group", "separate", "two_level"] = key(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.soup.algorithm.continuation_weights import LOG_WEIGHTS, continuation_weights
+from recipe.soup.algorithm.continuation_weights import LOG_WEIGHTS, continuation_weights, others_on_the_prefix
 
 WINDOWS = [(0.025, 0.05), (0.0, 0.0), (math.inf, 0.5), (math.inf, math.inf)]
 
@@ -52,6 +52,20 @@ def test_where_both_policies_agree_on_the_prefix_the_weight_is_exactly_one(kind:
     weights, held = continuation_weights(log_ratio.masked_fill(prefix, 0.0), prefix, kind, (0.025, 0.05))
     assert (weights == 1).all()
     assert not held.any()
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(deadline=None)
+def test_with_the_others_each_prefix_token_weighs_the_whole_product(seed: int) -> None:
+    log_ratio, prefix = random_rows(seed)
+    others = others_on_the_prefix(log_ratio, prefix)
+    behind, _ = continuation_weights(log_ratio, prefix, "whole", (0.0, 0.0))
+    for row, place in prefix.nonzero().tolist():
+        own = log_ratio[row, place].exp()
+        assert float(others[row, place] * own) == pytest.approx(float(behind[row]), rel=1e-12)
+    assert (others[~prefix] == 1).all()
+    assert (others_on_the_prefix(log_ratio.masked_fill(prefix, 0.0), prefix) == 1).all()
+    assert others_on_the_prefix(log_ratio * 1000, prefix).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", LOG_WEIGHTS)

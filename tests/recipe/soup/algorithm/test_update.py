@@ -114,7 +114,7 @@ def test_untrained_prefix_tokens_lose_their_weight_and_if_asked_their_place_in_t
             assert torch.equal(fields[name], (rows.response_mask & ~rows.is_historical).long())
 
 
-@pytest.mark.parametrize("kind", ["product", "min", "window"])
+@pytest.mark.parametrize("kind", ["product", "min", "window", "whole"])
 @pytest.mark.parametrize("prefix_gradient", [1.0, 0.0])
 def test_what_comes_behind_a_prefix_gets_its_weight_on_top_of_a_corrections(kind: str, prefix_gradient: float) -> None:
     rows, correction = batch(), torch.full((4, 4), 0.25)
@@ -129,7 +129,9 @@ def test_what_comes_behind_a_prefix_gets_its_weight_on_top_of_a_corrections(kind
             log_weight = max(min(log_weight, 0.05 * length**0.5), -0.025 * length**0.5)
         behind = torch.full((4 - length,), 0.25 * math.exp(log_weight))
         torch.testing.assert_close(fields["rollout_is_weights"][i, length:], behind)
-        assert (fields["rollout_is_weights"][i, :length] == 0.25 * prefix_gradient).all()
+        others = [math.exp(sum(prefix) - own) if kind == "whole" else 1.0 for own in prefix]
+        on_prefix = 0.25 * prefix_gradient * torch.tensor(others)
+        torch.testing.assert_close(fields["rollout_is_weights"][i, :length], on_prefix)
 
 
 @pytest.mark.parametrize("ratio", ["behavior", "decoupled", "shaped"])

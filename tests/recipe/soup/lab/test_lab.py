@@ -58,6 +58,7 @@ VARIANTS = {
     "masked": ["algorithm.soup.prefix_gradient=0.3", "algorithm.soup.loss_tokens=trained"],
     "budget": ["algorithm.soup.second_moment=0.005", "algorithm.soup.prefix_clip.high=inf"],
     "behind": ["algorithm.soup.continuation_weight=window", "algorithm.soup.continuation_window.high=inf"],
+    "whole": ["algorithm.soup.continuation_weight=whole"],
     "negatives": ["algorithm.soup.stale_negatives.low=0.9", "algorithm.soup.loss_tokens=trained"],
     "running product": [f"{ACTOR}.policy_loss.loss_mode=ctpo"],
     "separate": ["algorithm.soup.baseline=separate", "algorithm.adv_estimator=rloo"],
