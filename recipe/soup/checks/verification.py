@@ -5,7 +5,6 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.soup.errors import refuse
 from recipe.soup.names import AGENT_NAME, TRAINER_MODE
 from recipe.soup.run_settings import run_settings
-from recipe.soup.settings import SoupSettings
 
 RULES = (
     (
@@ -43,8 +42,9 @@ def check_lab_only(config: DictConfig) -> None:
     """Refuse what only the lab can do.
 
     Raises:
-        SystemExit: `selection=verified`.
+        SystemExit: exact replacement of rejected tokens.
     """
-    settings: SoupSettings = run_settings(config)
-    if settings.verifies:
-        raise refuse("algorithm.soup.selection", "verified", "only the lab can do that yet; use another.")
+    settings = run_settings(config)
+    if settings.verifies and settings.verification.rejected == "residual":
+        why = "needs the whole distribution that each old token came from, and only the lab has it; set it to sampled"
+        raise refuse("algorithm.soup.verification.rejected", "residual", f"{why}.")
