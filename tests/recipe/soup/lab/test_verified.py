@@ -32,11 +32,8 @@ def run(composed: Any, *overrides: str) -> Lab:
     return Lab(composed(*VERIFIED, *overrides))
 
 
-@pytest.mark.parametrize("overrides", [(), ("algorithm.soup.verification.leniency=1",), EXACT])
-def test_what_is_accepted_is_not_sampled_again(
-    composed: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lab = run(composed, *overrides)
+def generated(lab: Lab, step: int, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], int]:
+    """The metrics of a step, and how many tokens were sampled in it."""
     sampled: list[int] = []
     sample = lab.rollout.sample
 
@@ -45,13 +42,21 @@ def test_what_is_accepted_is_not_sampled_again(
         sampled.append(sum(len(answer.token_ids) for answer in answers))
         return answers
 
-    monkeypatch.setattr(lab.rollout, "sample", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.rollout, "sample", counted)
+        return lab.step(step), sum(sampled)
+
+
+@pytest.mark.parametrize("overrides", [(), ("algorithm.soup.verification.leniency=1",), EXACT])
+def test_what_is_accepted_is_not_sampled_again(
+    composed: Any, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = run(composed, *overrides)
     for step in range(1, 7):
-        sampled.clear()
-        metrics = lab.step(step)
+        metrics, sampled = generated(lab, step, monkeypatch)
         told = {name.removeprefix("soup/verified/"): v for name, v in metrics.items() if "soup/verified/" in name}
         assert metrics["soup/train/prefix/tokens"] == 0  # nothing is historical
-        drawn = metrics["soup/train/continuation/tokens"] - told["accepted"] - sum(sampled)
+        drawn = metrics["soup/train/continuation/tokens"] - told["accepted"] - sampled
         # A token from the residual is not of the sampler's.
         assert 0 <= drawn <= (told["responses"] - told["whole"]) * bool(overrides == EXACT)
         assert (told["share"], told["responses"]) == ((1, 32) if step > 2 else (0, 0))
@@ -100,14 +105,18 @@ def test_a_killed_run_verifies_with_the_same_draws(composed: Any, tmp_path: Path
         assert not different
 
 
-def test_groups_that_refill_a_step_are_not_verified(composed: Any) -> None:
+def test_groups_that_refill_a_step_are_not_verified(composed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     filters = ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward")
     lab = run(composed, *filters, "data.gen_batch_size=1", "data.train_max_samples=32")
-    metrics = [lab.step(step) for step in range(1, 11)]
-    shares = [one["soup/verified/share"] for one in metrics]
+    shares = []
+    for step in range(1, 11):
+        metrics, sampled = generated(lab, step, monkeypatch)
+        told = metrics["soup/train/continuation/tokens"] + metrics["soup/cost/evicted_tokens"]
+        assert told - metrics["soup/verified/accepted"] == sampled
+        assert metrics["soup/train/groups_with_signal"] == 1
+        shares.append(metrics["soup/verified/share"])
     assert max(shares) > 0
     assert all(0 <= share < 1 for share in shares)
-    assert all(one["soup/train/groups_with_signal"] == 1 for one in metrics)
 
 
 def test_half_of_a_group_is_sampled_anew(composed: Any) -> None:
