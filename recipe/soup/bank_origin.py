@@ -84,6 +84,7 @@ def _names(settings: SoupSettings) -> Iterator[str]:
     without = ["resume_bank", "demonstrations", *ENGINE]
     without += [] if settings.source == "snapshot" else ["snapshot"]
     without += [] if settings.selection == "steered" else ["steering"]
+    without += [] if settings.selection == "verified" else ["verification"]
     without += BY_LAG if settings.source == "replay" else []
     for name, _ in PrefixSettings.every_key():
         if not any(f"{name}.".startswith(f"{left_out}.") for left_out in without):

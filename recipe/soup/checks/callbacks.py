@@ -22,9 +22,11 @@ class RefuseWrongConfig(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         require_supported_verl()
         from recipe.soup.checks.config import check_config
+        from recipe.soup.checks.verification import check_lab_only
         from recipe.soup.run_settings import what_auto_means
 
         _check(check_config, config)
+        _check(check_lab_only, config)
         if line := what_auto_means(config):
             print(line, flush=True)
 

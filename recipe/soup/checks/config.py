@@ -16,6 +16,7 @@ from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_d
 from recipe.soup.checks.separate_async import check_separate_source
 from recipe.soup.checks.snapshots import check_snapshots
 from recipe.soup.checks.tables import read_table
+from recipe.soup.checks.verification import check_verification
 from recipe.soup.errors import refuse
 from recipe.soup.names import ASYNC_TRAINER_MODES, SEPARATE_TRAINER_MODE, TRAINER_MODES
 from recipe.soup.run_settings import run_settings
@@ -53,6 +54,8 @@ def check_config(config: DictConfig) -> None:
     _check_data(config)
     if settings.demonstrates:
         check_demonstrations(config, settings)
+    if settings.verifies:
+        check_verification(config)
     if settings.mixes and settings.source == "snapshot":
         check_snapshots(config, settings.snapshot)
     check_under_way(config, settings)

@@ -36,6 +36,7 @@ from recipe.soup.lab.recompute import recompute
 from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.rollout import Asked, Group, Rollout
 from recipe.soup.lab.sampler import sample
+from recipe.soup.lab.scores import LabScores
 from recipe.soup.lab.static_sampler import StaticSampler
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.lab.validation import Validation
@@ -85,6 +86,9 @@ class Lab:
         self.tokenizer = prompts.tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.hardware = chosen = hardware(config, self.model.config.vocab_size)
+        if chosen.shares_prompts and self.settings.verifies and self.settings.verification.rejected == "residual":
+            key, why = "algorithm.soup.verification.rejected", "stores a whole distribution for every token"
+            raise refuse(key, "residual", f"{why}, which only a toy's vocabulary allows; set it to sampled.")
         self.model.to(chosen.device)
         self.generator = torch.Generator(chosen.device).manual_seed(seed)
         self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))
@@ -104,7 +108,11 @@ class Lab:
         past_weights = Path(config.trainer.default_local_dir) / "past_weights"
         engine = PastWeights(self.model, self.rollout.sample_messages, past_weights)
         shown = Demonstrations(self.settings.demonstrations, self.tokenizer, lambda batch: [p.row for p in batch])
-        self.source = make_source(self.settings, facts, self._fetch, engine, base_model, past_weights, shown)
+        own_way = self.updater if chosen.shares_prompts else None
+        self.scores = LabScores(self.model, rollout.temperature, self.tokenizer.eos_token_id, own_way)
+        self.source = make_source(
+            self.settings, facts, self._fetch, engine, base_model, past_weights, shown, self.scores
+        )
         self.first_step = 1
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -125,6 +133,8 @@ class Lab:
         self.generator.set_state(state["generator"])
         self._drawn = sum(1 for _ in islice(self._problems, state["drawn"]))
         resume(self.source, checkpoint, step_of(checkpoint))
+        if self.settings.verifies:
+            self.source.updated(step_of(checkpoint))  # what was verified is not kept, since it is drawn again
         self.first_step = step_of(checkpoint) + 1
 
     def _save(self, step: int) -> None:
@@ -183,6 +193,8 @@ class Lab:
         if batch is not None and self._recomputes:
             known = splice_behavior_log_probs(batch.current_log_probs, batch.behavior_log_probs, batch.is_historical)
         samples = [(group.asked, sample) for group in groups for sample in group.samples]
+        exact = self.settings.verifies and self.settings.verification.rejected == "residual"
+        whole = self.scores.of_samples([sample for _, sample in samples]) if exact else [None] * len(samples)
         self.source.keep(
             [
                 FinishedSample(
@@ -193,6 +205,8 @@ class Lab:
                     np.array(sample.versions),
                     sample.reward,
                     None if batch is None or self._bypasses else batch.entropy[row, : len(sample.response_ids)].numpy(),
+                    np.array(sample.prompt_ids),
+                    whole[row],
                 )
                 for row, (asked, sample) in enumerate(samples)
             ]

@@ -48,6 +48,19 @@ def forward(
     return (log_probs * inner)[places], (entropy * inner)[places]
 
 
+def distributions(model: Any, samples: Sequence[Sample], temperature: float) -> list[torch.Tensor]:
+    """Log-probs of all tokens at each place of each response, each (response_length, vocabulary); a toy's only."""
+    sequences = [torch.tensor(sample.prompt_ids + sample.response_ids) for sample in samples]
+    ids = pad_sequence(sequences, batch_first=True)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float() / temperature
+    log_probs = logits.log_softmax(dim=-1)
+    return [
+        row[len(sample.prompt_ids) - 1 : len(sample.prompt_ids) + len(sample.response_ids) - 1].clone()
+        for row, sample in zip(log_probs, samples, strict=True)
+    ]
+
+
 def padded_left(rows: Sequence[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (rows, width) that all end in the last column, and the mask of those that are no padding."""
     width = max(map(len, rows))

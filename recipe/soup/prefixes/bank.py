@@ -36,6 +36,10 @@ class PrefixBank:
         """Return the slots of a prompt that have their prefix."""
         return frozenset(self._prompts.get(prompt, ()))
 
+    def of(self, prompt: int) -> Mapping[int, Prefix]:
+        """Return the prefixes of a prompt, by slot, which stay where they are."""
+        return self._prompts.get(prompt, {})
+
     def drop(self, prompt: int, slot: int) -> None:
         """Remove the prefix of a slot."""
         self._count(self._prompts[prompt].pop(slot), -1)

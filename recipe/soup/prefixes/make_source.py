@@ -14,6 +14,7 @@ from recipe.soup.prefixes.shared import AdapterEngine, SharedSource
 from recipe.soup.prefixes.snapshot import HistoricalEngine, SnapshotSource
 from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.prefixes.steered import SteeredSource
+from recipe.soup.prefixes.verified import Scores, VerifiedSource
 from recipe.soup.settings import SoupSettings
 
 
@@ -32,6 +33,7 @@ def make_source(
     base_model: str,
     folder: Path | None,
     demonstrations: Demonstrations | None = None,
+    scores: Scores | None = None,
 ) -> PrefixSource:
     """Make the source of a run: the one that the settings name, or `NoPrefixes` if they do not mix.
 
@@ -42,6 +44,7 @@ def make_source(
         base_model: folder or name of version 0.
         folder: where snapshot files go, if they go into files.
         demonstrations: of the prompts that are fetched; `dataset` needs them.
+        scores: of responses under the current policy; `selection=verified` needs them.
     """
     if not settings.mixes:
         return NoPrefixes(settings, facts, fetch)
@@ -55,6 +58,9 @@ def make_source(
     if settings.source == "dataset":
         assert demonstrations is not None
         return DatasetSource(settings, facts, fetch, demonstrations)
+    if settings.selection == "verified":
+        assert scores is not None
+        return VerifiedSource(settings, facts, fetch, scores)
     if settings.selection == "steered":
         return SteeredSource(settings, facts, fetch)
     classes = {"lookahead": LookaheadSource, "replay": ReplaySource}

@@ -17,6 +17,7 @@ from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprin
 Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
 SELECTIONS: dict[str, Selection] = {
     "random": list,
+    "verified": list,
     # A wrong answer has a reward of 0 or less. If fewer match than are asked for, the next visit mixes fewer samples.
     "failed": lambda visit: [sample for sample in visit if sample.reward <= 0],
     "successful": lambda visit: [sample for sample in visit if sample.reward > 0],
@@ -55,10 +56,16 @@ class ReplaySource(PrefixSource):
             # The lengths are drawn from the stream (seed, ordinal); this is another one.
             rng = np.random.default_rng([self.facts.seed, ordinal, 1])
             shuffled = [visit[index] for index in rng.permutation(len(visit))]
-            self.bank.take(prompt)
+            self._drop(prompt)
             responses = SELECTIONS[self.settings.selection](shuffled)
             for slot, (response, length) in enumerate(zip(responses, lengths, strict=False)):
-                prefix = Prefix.from_response(
-                    response.token_ids, response.log_probs, response.versions, length, self.settings.on_eos
-                )
-                self.bank.put(prompt, slot, prefix)
+                self._store(prompt, slot, response, length)
+
+    def _drop(self, prompt: int) -> None:
+        """Forget what a prompt's last visit left."""
+        self.bank.take(prompt)
+
+    def _store(self, prompt: int, slot: int, response: FinishedSample, length: int) -> None:
+        """Keep of a response what the prompt's next visit can use: its first tokens, `length` of them or fewer."""
+        ids, log_probs, versions = response.token_ids, response.log_probs, response.versions
+        self.bank.put(prompt, slot, Prefix.from_response(ids, log_probs, versions, length, self.settings.on_eos))

@@ -24,6 +24,7 @@ from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.response_lengths import TYPICAL_FILE
 from recipe.soup.prefixes.source import BANK_FILE, PrefixSource
 from recipe.soup.prefixes.steering import STEERING_FILE
+from recipe.soup.prefixes.verification import VERIFIED_FILE
 from verl_ext.health import NOTICE, end_run
 from verl_ext.historical_policy.snapshots import missing_file
 from verl_ext.historical_policy.store import INDEX_FILE
@@ -73,7 +74,7 @@ def check_bank(key: str, folder: Path, now: Mapping[str, Any]) -> None:
         raise refuse(key, folder, f"{why}; resume a SOUP checkpoint, or set {FRESH}.")
     try:
         then = read_origin(folder / BANK_FILE)
-        for name in (TYPICAL_FILE, STEERING_FILE):
+        for name in (TYPICAL_FILE, STEERING_FILE, VERIFIED_FILE):
             if (folder / name).exists():
                 with read_arrays(folder / name):
                     pass
@@ -98,6 +99,8 @@ def _check_past(folder: Path, then: Mapping[str, Any]) -> None:
     """
     if then.get(f"{SOUP}.selection") == "steered" and not (folder / STEERING_FILE).exists():
         raise UnreadableError(f"it has no {STEERING_FILE}, so the controllers of selection=steered are lost")
+    if then.get(f"{SOUP}.selection") == "verified" and not (folder / VERIFIED_FILE).exists():
+        raise UnreadableError(f"it has no {VERIFIED_FILE}, so the prompts of its responses are lost")
     if then.get(SOURCE) == "snapshot":
         try:
             index = json.loads((folder / SNAPSHOT_FOLDER / INDEX_FILE).read_text())

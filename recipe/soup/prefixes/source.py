@@ -46,6 +46,9 @@ class FinishedSample:
             log-prob and the version that sampled it.
         reward: reward of the whole response.
         entropy: shape (response_length,), nats, under the policy that is about to be updated; None if not computed.
+        prompt_ids: shape (prompt_length,), the prompt as the policy reads it; only for `selection=verified`.
+        distributions: shape (response_length, vocabulary), the behaviour log-probs of all tokens at each place; only
+            for `verification.rejected=residual`.
     """
 
     prompt: int
@@ -55,6 +58,8 @@ class FinishedSample:
     versions: np.ndarray
     reward: float
     entropy: np.ndarray | None = None
+    prompt_ids: np.ndarray | None = None
+    distributions: np.ndarray | None = None
 
 
 def fingerprint(messages: Any) -> int:

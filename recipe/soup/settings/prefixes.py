@@ -10,6 +10,7 @@ from recipe.soup.settings.prefix_length import PrefixLengthSettings
 from recipe.soup.settings.schedules import Schedules
 from recipe.soup.settings.snapshot import POLICIES, SnapshotSettings
 from recipe.soup.settings.steering import SteeringSettings
+from recipe.soup.settings.verification import VerificationSettings
 
 
 class PrefixSettings(Group):
@@ -67,17 +68,19 @@ class PrefixSettings(Group):
         advice="a prefix has one sample or more.",
     )
     prefix_length: PrefixLengthSettings = Field(default_factory=PrefixLengthSettings)
-    selection: Literal["random", "failed", "successful", "entropic", "steered"] = key(
+    selection: Literal["random", "failed", "successful", "entropic", "steered", "verified"] = key(
         "random",
         "Which of the available prefixes is used: any (`random`), of a response with a reward of 0 or less (`failed`) "
         "or above 0 (`successful`), the one with the largest mean -log-prob (`entropic`; with `replay`, of the whole "
-        "response), or what brings the prompt's solved share to one half (`steered`, see `steering`).",
+        "response), what brings the prompt's solved share to one half (`steered`, see `steering`), or of any response "
+        "the first tokens that the current policy accepts (`verified`, see `verification`).",
         origin='our choice, for the question "what to seed?"',
         when="`failed`, `successful` and `steered` are for `replay` only, since a prefix has no reward before its "
-        "response is complete. A chosen prefix is no longer a plain sample of its policy: ratios correct the policy, "
-        "not the choice, so all but `random` are biased. `steered` also cuts at a share of a response's own length, "
-        "which conditions on the future as `on_eos=cut` does; with `prefix_gradient=0` the continuation's gradient is "
-        "unbiased for the reward given the prefix.",
+        "response is complete; `verified` is, since it needs whole responses. A chosen prefix is no longer a plain "
+        "sample of its policy: ratios correct the policy, not the choice, so all but `random` are biased. `steered` "
+        "also cuts at a share of a response's own length, which conditions on the future as `on_eos=cut` does; with "
+        "`prefix_gradient=0` the continuation's gradient is unbiased for the reward given the prefix. Tokens of "
+        "`verified` count as the current policy's, without a ratio (docs/verified_replay.md).",
     )
     candidates: Whole = key(
         1,
@@ -119,6 +122,7 @@ class PrefixSettings(Group):
     )
     demonstrations: DemonstrationSettings = Field(default_factory=DemonstrationSettings)
     steering: SteeringSettings = Field(default_factory=SteeringSettings)
+    verification: VerificationSettings = Field(default_factory=VerificationSettings)
     snapshot: SnapshotSettings = Field(default_factory=SnapshotSettings)
 
     @property
@@ -134,12 +138,18 @@ class PrefixSettings(Group):
         return self.mixes and self.source == "dataset"
 
     @property
+    def verifies(self) -> bool:
+        """Whether prefixes are what the current policy accepts of old responses."""
+        return self.mixes and self.selection == "verified"
+
+    @property
     def mixes_lags(self) -> bool:
         """Whether prefixes of one run differ in age once it is warm."""
         snapshot = self.snapshot
         exact = self.source == "lookahead" or (snapshot.policy == "lagged" and snapshot.every == 1)
         drawn = self.lag_distribution != "fixed" or self.schedules.lag.moves
-        return self.mixes and self.source != "dataset" and (self.source == "replay" or not exact or drawn)
+        aged = self.mixes and self.source != "dataset" and not self.verifies
+        return aged and (self.source == "replay" or not exact or drawn)
 
     @property
     def largest_lag(self) -> int:

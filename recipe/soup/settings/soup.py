@@ -1,5 +1,6 @@
 """All keys under `algorithm.soup`, and how a config becomes settings."""
 
+from operator import attrgetter
 from typing import Any, Self, get_args
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,19 @@ from recipe.soup.settings.prefixes import PrefixSettings
 from recipe.soup.settings.run import RunSettings
 
 SEE = "see `algorithm.soup` in recipe/soup/README.md."
+NO_HISTORY: dict[str, tuple[Any, str]] = {
+    "ratio": ("behavior", "behavior"),
+    "prefix_clip.low": (None, "null"),
+    "prefix_clip.high": (None, "null"),
+    "prefix_gradient": (1, "1"),
+    "second_moment": (None, "null"),
+    "stale_negatives.low": (None, "null"),
+    "stale_negatives.high": (None, "null"),
+    "loss_tokens": ("all", "all"),
+    "continuation_weight": ("none", "none"),
+    "baseline": ("group", "group"),
+}
+"""What keys that concern historical tokens must be where there are none."""
 NEEDED = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -58,6 +72,27 @@ class SoupSettings(RunSettings, LossSettings, PrefixSettings):
         self.demand("schedules.prefix_length.shape", not moves, "use steering.withdraw with selection=steered.")
         self.demand("samples_per_prefix", self.samples_per_prefix == 1, "selection=steered shares no prefixes; use 1.")
         self.demand("on_eos", self.on_eos == "keep", "a steered prefix never ends its response; use keep.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_verified(self) -> Self:
+        if self.selection != "verified":
+            return self
+        self.demand("selection", self.source == "replay", "it verifies whole old responses; use source=replay.")
+        decides = "with selection=verified the current policy decides each length; use"
+        self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
+        self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
+        moves = self.schedules.prefix_length
+        self.demand("schedules.prefix_length.shape", not moves.moves, f"{decides} constant, without a warmup.")
+        alone = "with selection=verified each sample has a response of its own; use 1."
+        self.demand("samples_per_prefix", self.samples_per_prefix == 1, alone)
+        self.demand("on_eos", self.on_eos == "keep", "a response that is accepted whole is complete; use keep.")
+        for name, (fits, value) in NO_HISTORY.items():
+            why = f"verified tokens count as the current policy's, so there is no history for it; use {value}."
+            self.demand(name, attrgetter(name)(self) == fits, why)
+        exact = self.verification.rejected == "sampled" or self.verification.leniency == 1
+        why = "a token that leniency keeps has no residual distribution; use sampled, or leniency=1."
+        self.verification.demand("rejected", exact, why)
         return self
 
     @model_validator(mode="after")

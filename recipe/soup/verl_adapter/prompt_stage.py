@@ -18,6 +18,7 @@ from recipe.soup.verl_adapter.historical_adapters import HistoricalAdapters
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.run_facts import run_facts
+from recipe.soup.verl_adapter.scores import TrainerScores
 from recipe.soup.verl_adapter.step_state import Stage
 from verl_ext.health import end_run
 
@@ -73,7 +74,9 @@ class PromptStage(Stage):
         shown = None
         if self.settings.demonstrates:
             shown = Demonstrations(self.settings.demonstrations, self.tokenizer, self._columns)
-        self.source = make_source(self.settings, facts, self._fetch_prompts, self.history, model, folder, shown)
+        self.source = make_source(
+            self.settings, facts, self._fetch_prompts, self.history, model, folder, shown, TrainerScores(self)
+        )
         # A checkpoint must resume at the first prompt that was not trained on.
         resume_state = partial(self.source.resume_state, self._loader_state)
         self.train_dataloader.state_dict = resume_state  # pyright: ignore[reportAttributeAccessIssue]
@@ -122,6 +125,6 @@ class PromptStage(Stage):
 
     def on_step_end(self) -> None:
         # Before the current policy's engine wakes up.
-        with marked_timer("snapshot", self.timing_raw):
+        with marked_timer("verification" if self.settings.verifies else "snapshot", self.timing_raw):
             self.source.updated(self.global_steps)
         super().on_step_end()

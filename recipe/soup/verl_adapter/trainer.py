@@ -86,9 +86,10 @@ class SoupStages(CheckpointStage, PromptStage, StepStage, SyncStage, ValidationS
         if self.history is not None:
             # Now the current policy's engine sleeps, so a colocated one finds room.
             self.history.start(self)
-            if self.global_steps > 0:
-                # verl saves a checkpoint before the end of its step, at which this version would have been kept.
-                self.source.updated(self.global_steps)
+        if self.global_steps > 0 and (self.history is not None or self.settings.verifies):
+            # verl saves a checkpoint before the end of its step, at which this version would have been kept, and what
+            # the next step's prompts begin with verified.
+            self.source.updated(self.global_steps)
         super().on_init_end()
         self._install_loss()
 

@@ -110,8 +110,9 @@ def finished_samples(data: Any, tags: list[dict], log_probs: torch.Tensor) -> It
     """
     fields = (data["response_mask"], data["responses"], log_probs, data["policy_versions"], data["rm_scores"])
     entropies = data["entropy"].unbind() if "entropy" in data else [None] * len(tags)
-    rows = zip(tags, data[VISIT_KEY], entropies, *(nested.unbind() for nested in fields), strict=True)
-    for tag, visit, entropy, mask, token_ids, values, versions, scores in rows:
+    prompts = data["prompts"].unbind() if "prompts" in data else [None] * len(tags)
+    rows = zip(tags, data[VISIT_KEY], entropies, prompts, *(nested.unbind() for nested in fields), strict=True)
+    for tag, visit, entropy, prompt_ids, mask, token_ids, values, versions, scores in rows:
         if not tag.get("is_padding", False):
             prompt, ordinal = (int(getattr(visit, "data", visit)[name]) for name in ("prompt", "ordinal"))
             turn = slice(first_turn(mask))
@@ -123,6 +124,7 @@ def finished_samples(data: Any, tags: list[dict], log_probs: torch.Tensor) -> It
                 versions[turn].numpy(),
                 float(scores.sum()),
                 None if entropy is None else entropy[turn].float().numpy(),
+                None if prompt_ids is None else prompt_ids.numpy(),
             )
 
 

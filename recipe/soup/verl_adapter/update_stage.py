@@ -25,9 +25,9 @@ from recipe.soup.algorithm.batch_metrics import (
 from recipe.soup.algorithm.loss_metrics import PREFIX, means_of_loss_sums
 from recipe.soup.algorithm.update import loss_fields, ratio_fields, weight_metrics
 from recipe.soup.verl_adapter.marked_samples import mixed_samples
-from recipe.soup.verl_adapter.recompute import recompute
 from recipe.soup.verl_adapter.registrations import group_estimate, update_choices
 from recipe.soup.verl_adapter.rewards import shown
+from recipe.soup.verl_adapter.scores import by_trainer
 from recipe.soup.verl_adapter.step_state import Stage
 from recipe.soup.verl_adapter.transfer_queue import (
     EVICTED_FIELDS,
@@ -72,7 +72,7 @@ class UpdateStage(Stage):
         # Without mixing the field stays as verl stores it.
         with stored_in_float32("old_log_probs") if self.settings.mixes else nullcontext():
             batch = super()._compute_old_log_prob(batch, metrics)
-        data = fetch(batch, TRAIN_FIELDS)
+        data = fetch(batch, [*TRAIN_FIELDS, *(["prompts"] if self.settings.verifies else [])])
         rows = self.collected.rows = train_rows(data, self.global_steps - 1)
         self.collected.all_rows.append(rows)
         require_finite(self.global_steps, batch, rows, self.tokenizer)
@@ -93,15 +93,7 @@ class UpdateStage(Stage):
         """Hand the prefixes that were collected to the source, before the trainer's weights change."""
         prefixes = self.collected.prefixes
         if self.settings.behavior_log_probs == "trainer":
-            rollout = self.config.actor_rollout_ref.rollout
-            prefixes, mismatch = recompute(
-                prefixes,
-                self.actor_rollout_wg,
-                ranks=max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1,
-                micro_batch_size=rollout.log_prob_micro_batch_size_per_gpu,
-                temperature=rollout.temperature,
-                eos_token_id=self.tokenizer.eos_token_id,
-            )
+            prefixes, mismatch = by_trainer(self, prefixes)
             metrics.update(mismatch_metrics(mismatch))
         self.source.harvest(prefixes)
         if self.trainer_mode == "sync":

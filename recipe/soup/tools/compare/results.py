@@ -113,6 +113,8 @@ def pass_curve(counts: Counts) -> dict[int, float]:
 def generated_tokens(result: Result) -> pd.Series:
     """Return how many tokens each step sampled: continuations, prefixes for later steps, and groups that were evicted.
 
+    What the current policy has accepted of old responses counts as its own, and was not sampled again.
+
     For a run without our metrics, verl's own give the tokens of all responses.
     """
     written = result.column("soup/train/continuation/tokens")
@@ -121,7 +123,7 @@ def generated_tokens(result: Result) -> pd.Series:
         return (result.column("perf/total_num_tokens") * response / (prompt + response)).dropna()
     for others in ("soup/cost/seed_tokens", "soup/cost/evicted_tokens"):
         written = written.add(result.column(others), fill_value=0)
-    return written
+    return written.sub(result.column("soup/verified/accepted"), fill_value=0)
 
 
 def figures(result: Result) -> dict[str, float]:

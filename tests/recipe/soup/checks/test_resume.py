@@ -137,7 +137,8 @@ def of(config: DictConfig) -> dict[str, Any]:
 
 def test_every_key_of_prefixes_is_recorded_where_it_has_an_effect(example: Compose) -> None:
     sources = [example(), example(REPLAY, f"{SOUP}.selection=steered"), example(f"{SOUP}.source=snapshot")]
-    recorded = {key for config in sources for key in of(config)}
+    verified = example(REPLAY, f"{SOUP}.selection=verified")
+    recorded = {key for config in (*sources, verified) for key in of(config)}
     without = {name for name, _ in PrefixSettings.every_key() if name not in recorded}
     engine = {"storage", "n_gpus", "gpu_memory_utilization", "max_num_seqs"}
     shown = {f"demonstrations.{key}" for key in DemonstrationSettings.model_fields}  # of which nothing is kept

@@ -322,6 +322,8 @@ SOURCES = {
     "base": ["algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=base"],
     "replay": ["algorithm.soup.source=replay", "data.train_max_samples=8"],
     "steered": ["algorithm.soup.source=replay", "algorithm.soup.selection=steered", "data.train_max_samples=8"],
+    "verified": ["algorithm.soup.source=replay", "algorithm.soup.selection=verified", "data.train_max_samples=8",
+                 "trainer.total_epochs=9"],
 }  # fmt: skip
 
 
@@ -339,7 +341,8 @@ def test_every_source_runs_in_bfloat16(source: str, composed: Any) -> None:
         metrics.append(lab.step(step))
         versions.append(copy.deepcopy(lab.model))
     assert {parameter.dtype for parameter in lab.model.parameters()} == {torch.float32}
-    assert metrics[-1]["soup/train/mixed/share"] > 0
+    begins = "soup/verified/accepted_share" if source == "verified" else "soup/train/mixed/share"
+    assert metrics[-1][begins] > 0
     assert all(set(m) == set(metrics[0]) for m in metrics)
     if source == "lookahead":
         assert 0 < metrics[0]["soup/prefix/engine_mismatch/mean"] < 0.1

@@ -360,6 +360,12 @@ def test_tokens_of_a_run_without_our_metrics() -> None:
     assert generated_tokens(Result("verl", 0, {1: lengths, 2: lengths}, {})).tolist() == [704, 704]
 
 
+def test_tokens_that_were_accepted_were_not_generated_and_those_of_evicted_groups_were() -> None:
+    names = ("train/continuation/tokens", "cost/seed_tokens", "cost/evicted_tokens", "verified/accepted")
+    step = dict(zip((f"soup/{name}" for name in names), (100.0, 7.0, 30.0, 60.0), strict=True))
+    assert generated_tokens(Result("verified", 0, {1: step, 2: step}, {})).tolist() == [77, 77]
+
+
 def test_an_interval_covers_its_mean_and_shrinks_with_more_problems() -> None:
     rng = np.random.default_rng(3)
     widths = []
