@@ -14,7 +14,7 @@ from recipe.soup.tools.compare.results import Counts, Result, read_result
 METRICS, VALIDATION = "metrics.parquet", "validation.parquet"
 KEPT = re.compile(
     r"^val-core/|^soup/val/|^critic/score/mean$|^actor/entropy$|^soup/train/groups_with_signal$"
-    r"|^soup/train/continuation/tokens$|^soup/cost/(seed|evicted)_tokens$|^soup/verified/accepted$|^timing_s/step$"
+    r"|^soup/train/continuation/tokens$|^soup/cost/(seed|evicted)_tokens$|^soup/verified/|^timing_s/step$"
     r"|^perf/total_num_tokens$|^prompt_length/mean$|^response_length/mean$"
 )
 """Metrics that are kept: the tables and the first row of the curves need them."""

@@ -14,6 +14,7 @@ from recipe.soup.prefixes.bank import PrefixBank
 from recipe.soup.prefixes.resume import IN_ORDER, REFUSED, changes
 from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.prefixes.steering import Steering
+from recipe.soup.prefixes.verification import save_beside
 from recipe.soup.settings.demonstrations import DemonstrationSettings
 from recipe.soup.settings.prefixes import PrefixSettings
 from recipe.soup.settings.steering import SteeringSettings
@@ -118,6 +119,18 @@ def test_controllers_are_not_lost_in_a_resume(example: Compose, resuming: list[s
     assert "the controllers of selection=steered are lost" in sentence(check_config, config)
     Steering(SteeringSettings()).save(tmp_path / "global_step_4")
     check_config(config)
+
+
+def test_a_run_that_verifies_needs_the_prompts_of_its_responses(
+    example: Compose, resuming: list[str], tmp_path: Path
+) -> None:
+    config = example(*resuming, REPLAY, f"{SOUP}.selection=verified")
+    leave(tmp_path, config)
+    assert "the prompts of its responses are lost" in sentence(check_config, config)
+    save_beside(tmp_path / "global_step_4", {})
+    check_config(config)
+    check_config(example(*resuming, REPLAY, f"{SOUP}.selection=verified", f"{SOUP}.verification.leniency=1"))
+    assert "resume_bank=fresh" in sentence(check_config, example(*resuming, REPLAY))
 
 
 def test_the_twin_may_become_anything(composed: Compose, example: Compose, resuming: list[str], tmp_path: Path) -> None:
