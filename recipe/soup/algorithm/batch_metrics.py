@@ -87,6 +87,17 @@ def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
     return {f"{name}/mean": _mean(moved), f"{name}/max": _max(moved)}
 
 
+def mismatch_metrics(mismatch: Sequence[float]) -> dict[str, float]:
+    """How far rollout engine and trainer are apart on the prefixes that were sampled in this step.
+
+    Args:
+        mismatch: |log-prob of the engine - log-prob of the trainer| of each token, in nats.
+    """
+    name = "soup/prefix/engine_mismatch"
+    mean = sum(mismatch) / len(mismatch) if mismatch else 0.0
+    return {f"{name}/mean": float(mean), f"{name}/max": float(max(mismatch, default=0.0))}
+
+
 def demonstration_metrics(rows: TrainRows, gate: str, gate_successes: int) -> dict[str, float]:
     """What the policy makes of demonstrations, before the update, and in how many groups they count.
 

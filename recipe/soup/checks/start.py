@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from recipe.soup.checks.batches import check_batches, check_groups
+from recipe.soup.checks.batches import check_batches, check_steps
 from recipe.soup.checks.correction import check_correction
 from recipe.soup.checks.model import check_model
 from recipe.soup.checks.outputs import check_outputs
@@ -28,7 +28,8 @@ def _check_placement(config: DictConfig) -> None:
 
 IN_ANY_DRIVER: dict[str, Check] = {
     "sizes": check_sizes,
-    "groups": check_groups,
+    "steps": check_steps,
+    "rollout correction": check_correction,
     "model": check_model,
     "data": check_rows,
     "reward": check_reward,
@@ -39,7 +40,6 @@ AT_START: dict[str, Check] = {
     **IN_ANY_DRIVER,
     "a rollout apart": check_separate_async,
     "batches": check_batches,
-    "rollout correction": check_correction,
     "CPUs and GPUs": _check_placement,
     "temporary folder": check_socket_paths,
 }

@@ -23,7 +23,7 @@ from verl.utils.tracking import Tracking
 from verl.workers.config.optimizer import build_optimizer
 
 from recipe.soup.algorithm.batch import TrainRows, splice_behavior_log_probs
-from recipe.soup.algorithm.batch_metrics import demonstration_metrics
+from recipe.soup.algorithm.batch_metrics import demonstration_metrics, mismatch_metrics
 from recipe.soup.algorithm.update import weight_metrics
 from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
@@ -213,7 +213,10 @@ class Lab:
         metrics = measured(batch, by_trainer, self.settings.mixes_lags, self._bypasses)
         metrics |= self.missing.metrics(step, len(samples)) | collected.metrics
         metrics["soup/cost/evicted_tokens"] = float(sum(s.versions.count(step - 1) for s in evicted))
-        self.source.harvest(recompute(seeds, self.updater) if self._recomputes else seeds)
+        if self._recomputes:
+            seeds, mismatch = recompute(seeds, self.updater)
+            metrics |= mismatch_metrics(mismatch)
+        self.source.harvest(seeds)
         self.source.in_flight.clear()
         if self.source.wants_responses:
             self._keep(collected.groups, batch)

@@ -74,6 +74,31 @@ def hold(folder: Path) -> int | None:
     return lock
 
 
+def hold_all(config: DictConfig) -> list[int | None]:
+    """Make the folders that a run writes to, and keep other runs out of them for as long as this process lives.
+
+    Returns:
+        a lock for each folder, see `hold`.
+
+    Raises:
+        SystemExit: another run writes there; which key, which folder, what to do.
+    """
+    locks: dict[Path, int | None] = {}
+    for key, folder in folders(config).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        if (place := folder.resolve()) not in locks:
+            try:
+                locks[place] = hold(place)
+            except BlockingIOError:
+                raise _occupied(key, folder) from None
+    return list(locks.values())
+
+
+def _occupied(key: str, folder: Path) -> SystemExit:
+    why = "another run writes there at this moment"
+    return refuse(key, folder, f"{why}; give this one a trainer.experiment_name of its own.")
+
+
 def check_free(config: DictConfig, seconds: float = ENDING_SECONDS) -> None:
     """Check that no other run writes where this one will; one that is about to end is waited for.
 
@@ -87,8 +112,7 @@ def check_free(config: DictConfig, seconds: float = ENDING_SECONDS) -> None:
                 lock = hold(folder)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    why = "another run writes there at this moment"
-                    raise refuse(key, folder, f"{why}; give this one a trainer.experiment_name of its own.") from None
+                    raise _occupied(key, folder) from None
                 time.sleep(0.5)
                 continue
             if lock is not None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from transfer_queue import KVBatchMeta
 from verl.workers.utils.padding import response_to_nested
@@ -18,6 +17,7 @@ from recipe.soup.algorithm.batch_metrics import (
     demonstration_metrics,
     drift_metrics,
     lag_metrics,
+    mismatch_metrics,
     staleness_metrics,
     train_metrics,
     wait_metrics,
@@ -102,8 +102,7 @@ class UpdateStage(Stage):
                 temperature=rollout.temperature,
                 eos_token_id=self.tokenizer.eos_token_id,
             )
-            metrics["soup/prefix/engine_mismatch/mean"] = float(np.mean(mismatch)) if mismatch else 0.0
-            metrics["soup/prefix/engine_mismatch/max"] = max(mismatch, default=0.0)
+            metrics.update(mismatch_metrics(mismatch))
         self.source.harvest(prefixes)
         if self.trainer_mode == "sync":
             self.source.in_flight.clear()  # every sample of the step is there: what has not arrived is lost

@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.forward import Sample, forward, of_responses
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
+from recipe.soup.records.earlier_runs import hold
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -281,6 +284,57 @@ def test_what_only_the_real_path_can_do_is_refused(composed: Any) -> None:
         Lab(example(composed, f"{ACTOR}.use_kl_loss=true"))
     with pytest.raises(SystemExit, match=r"algorithm.soup.sigterm_grace=60.0: only the real path"):
         Lab(example(composed, "algorithm.soup.sigterm_grace=60.0"))
+
+
+def refusal_of(folder: Path, environ: dict[str, str], *overrides: str) -> str:
+    """What `python -m recipe.soup.lab` says last, having ended by itself with an error."""
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", *SMALL, *overrides]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr[-3000:]
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("refused", "sentence"),
+    [
+        ("algorithm.rollout_correction.rollout_is=group", "algorithm.rollout_correction.rollout_is=group: choose one"),
+        (f"{ACTOR}.ppo_mini_batch_size=3", f"{ACTOR}.ppo_mini_batch_size=3: verl would fill"),
+        (
+            f"{ACTOR}.use_dynamic_bsz=false",
+            f"{ACTOR}.ppo_micro_batch_size_per_gpu=None: a mini-batch has 64 samples; use a divisor",
+        ),
+    ],
+)
+def test_what_the_real_path_refuses_of_a_step_the_lab_refuses(
+    refused: str, sentence: str, tmp_path: Path, clean_environ: dict[str, str]
+) -> None:
+    small = [] if "mini_batch" in refused else [f"{ACTOR}.ppo_mini_batch_size=2"]
+    last = refusal_of(tmp_path, clean_environ, "algorithm=grpo", "actor_rollout_ref.rollout.n=32", *small, refused)
+    assert last.startswith(sentence), last
+
+
+def test_two_runs_of_one_name_at_a_time_are_refused(tmp_path: Path, clean_environ: dict[str, str]) -> None:
+    """The second waits for as long as a run that was killed may take to end, and says what to do."""
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo"]
+    command += [f"{ACTOR}.ppo_mini_batch_size=2", "data.train_batch_size=4", "trainer.total_training_steps=100000"]
+    with (tmp_path / "first.txt").open("w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, env=clean_environ, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        checkpoints = tmp_path / "runs" / "countdown" / "grpo-lab" / "checkpoints"
+        deadline = time.monotonic() + 120
+        while "computes on" not in (tmp_path / "first.txt").read_text() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert first.poll() is None, (tmp_path / "first.txt").read_text()
+        with pytest.raises(BlockingIOError):
+            hold(checkpoints)
+        last = refusal_of(tmp_path, clean_environ, "algorithm=grpo", f"{ACTOR}.ppo_mini_batch_size=2")
+        assert "another run writes there at this moment; give this one a trainer.experiment_name" in last
+    finally:
+        first.kill()
+        first.wait()
+    released = hold(checkpoints)
+    assert released is not None
+    os.close(released)
 
 
 def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_environ: dict[str, str]) -> None:

@@ -341,6 +341,12 @@ def test_every_source_runs_in_bfloat16(source: str, composed: Any) -> None:
     assert {parameter.dtype for parameter in lab.model.parameters()} == {torch.float32}
     assert metrics[-1]["soup/train/mixed/share"] > 0
     assert all(set(m) == set(metrics[0]) for m in metrics)
+    # As on the real path: wherever the trainer tells the log-probs, how far the sampler was off is told as well.
+    names = {name for name in metrics[-1] if name.startswith("soup/prefix/engine_mismatch/")}
+    by_trainer = lab.settings.behavior_log_probs == "trainer"
+    assert names == ({f"soup/prefix/engine_mismatch/{what}" for what in ("mean", "max")} if by_trainer else set())
+    if source == "lookahead":
+        assert 0 < metrics[0]["soup/prefix/engine_mismatch/mean"] < metrics[0]["soup/prefix/engine_mismatch/max"] < 0.5
     if source not in ("lookahead", "replay"):
         return
     computes = SharedPrompts(lab.hardware)
@@ -373,12 +379,16 @@ def test_recomputed_prefixes_keep_their_tokens_and_their_order(composed: Any, mo
         seeds.append(SampledPrefix(number, 0, prefix, len(ids), False, prompt_ids=s.prompt_ids))
     with torch.no_grad():
         expected = of_responses(forward(model, samples, 1.0)[0], samples)
-    for number, (before, after) in enumerate(zip(seeds, recompute(seeds, updater), strict=True)):
+    recomputed, mismatch = recompute(seeds, updater)
+    for number, (before, after) in enumerate(zip(seeds, recomputed, strict=True)):
         assert after.ordinal == number
         assert after.prefix.token_ids.tolist() == before.prefix.token_ids.tolist()
         wanted = expected[number].tolist() if number % 5 else []
         assert after.prefix.log_probs.tolist() == pytest.approx(wanted, abs=1e-5)
-    assert recompute([seeds[0]], updater) == [seeds[0]]
+    # The seeds say 0 of every token.
+    off = [-value for number in range(len(seeds)) if number % 5 for value in expected[number].tolist()]
+    assert mismatch == pytest.approx(off, abs=1e-5)
+    assert recompute([seeds[0]], updater) == ([seeds[0]], [])
 
 
 @pytest.mark.parametrize("toy", [True, False])
