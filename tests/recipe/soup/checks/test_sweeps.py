@@ -26,7 +26,12 @@ def sweep(composed: Any, *overrides: str) -> Any:
     "overrides",
     [
         (SEEDS, "trainer.experiment_name=soup-${data.seed}"),
-        (SEEDS, "trainer.default_local_dir=runs/${data.seed}/checkpoints"),
+        (
+            SEEDS,
+            "trainer.default_local_dir=runs/${data.seed}/checkpoints",
+            "trainer.rollout_data_dir=null",
+            "trainer.validation_data_dir=runs/${data.seed}/validation",
+        ),
         ("trainer.experiment_name=a,b",),
         ("algorithm=soup,grpo",),
         ("data.seed=1",),
@@ -53,6 +58,12 @@ def test_jobs_with_folders_of_their_own_are_let_through(overrides: tuple[str, ..
 def test_jobs_that_share_one_are_refused(overrides: tuple[str, ...], key: str, composed: Any) -> None:
     with pytest.raises(SystemExit, match=rf"^{key}: .*default_local_dir=runs/countdown/.*'trainer.experiment_name="):
         check_sweep(sweep(composed, *overrides))
+
+
+def test_samples_that_would_share_a_folder_are_refused_as_well(composed: Any) -> None:
+    named = (SEEDS, "trainer.experiment_name=soup-${data.seed}", "trainer.rollout_data_dir=samples")
+    with pytest.raises(SystemExit, match=r"^data.seed=1,2: .* write to trainer.rollout_data_dir=samples"):
+        check_sweep(sweep(composed, *named))
 
 
 def test_main_ppo_refuses_such_a_sweep_before_its_first_job(tmp_path: Path, clean_environ: dict[str, str]) -> None:
