@@ -2,14 +2,17 @@
 
 import inspect
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
 from transfer_queue.controller import FieldMeta
+from transformers import AutoTokenizer
 from verl.checkpoint_engine.base import CheckpointEngineWorker
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, AgentLoopWorker
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -27,6 +30,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits_v2
@@ -391,3 +395,22 @@ def test_vllm_puts_an_adapter_into_the_slot_of_one_that_the_same_batch_needs(mon
     for number in (1003, 1004):  # vLLM's scheduler takes both: there are two slots
         manager.activate_adapter(number)
     assert set(manager._active_adapters) == {123, 1004}
+
+
+def test_verls_dataset_hands_on_every_column(composed: Any, countdown_dir: Path, tmp_path: Path) -> None:
+    """`RLHFDataset.__getitem__` and `collate_fn`: by these demonstrations come from a column of anybody's naming."""
+    rows = pd.read_parquet(countdown_dir / "data" / "train.parquet").head(2)
+    rows["target"] = [[{"content": "1+2=3"}], []]
+    rows["solutions"] = ["1+2=3", None]
+    rows.to_parquet(tmp_path / "train.parquet")
+    config = composed("algorithm=soup", "example=countdown").data
+    tokenizer = AutoTokenizer.from_pretrained(countdown_dir / "base_model")
+    dataset = RLHFDataset(str(tmp_path / "train.parquet"), tokenizer, config)
+    items = [dataset[number] for number in range(2)]
+    added = {"raw_prompt", "dummy_tensor", "index", "tools_kwargs", "interaction_kwargs", "extra_info"}
+    gone = {config.prompt_key} - set(items[0])
+    assert set(items[0]) == (set(rows.columns) - gone) | added
+    batch = collate_fn(items)
+    assert list(batch["target"]) == [[{"content": "1+2=3"}], []]
+    assert list(batch["solutions"]) == ["1+2=3", None]
+    assert list(batch["data_source"]) == list(rows["data_source"])

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from verl_ext.health import ENDED, NOTICE
 from verl_ext.terminal.run_progress import RunProgress
+from verl_ext.terminal.this_job import arguments
 
 POLL_SECONDS = 0.2
 TAIL = 15
@@ -196,11 +197,16 @@ class QuietConsole(Callback):
     """
 
     def __init__(self, log: str | None, expect: str = "") -> None:
-        self._path = Path(os.path.normpath(log)) if log else None
-        self._expect = expect
+        self._set(log, expect)
         self._redirection: _Redirection | None = None
 
+    def _set(self, log: str | None, expect: str = "") -> None:
+        self._path = Path(os.path.normpath(log)) if log else None
+        self._expect = expect
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if (given := arguments(self, config)) is not None:
+            self._set(**given)
         if self._path is None:
             return
         try:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from verl_ext.health import ENDED, NOTICE
 from verl_ext.stop_request import ask_to_stop, request_file
+from verl_ext.terminal.this_job import arguments
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 2.0
@@ -34,11 +35,16 @@ class FinishAtSigterm(Callback):
     """
 
     def __init__(self, folder: str, seconds: Any) -> None:
-        # What is no number is refused by the checks, which come after this.
-        self._folder, self._seconds = folder, float(seconds) if isinstance(seconds, int | float) else 0.0
+        self._set(folder, seconds)
         self._ended = threading.Event()
 
+    def _set(self, folder: str, seconds: Any) -> None:
+        # What is no number is refused by the checks, which come after this.
+        self._folder, self._seconds = folder, float(seconds) if isinstance(seconds, int | float) else 0.0
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if (given := arguments(self, config)) is not None:
+            self._set(**given)
         if self._seconds > 0:
             request_file(self._folder).unlink(missing_ok=True)
         self._ended.clear()

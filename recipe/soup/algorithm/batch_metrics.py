@@ -88,9 +88,14 @@ def drift_metrics(rows: TrainRows, by_trainer: bool) -> dict[str, float]:
 
 
 def mismatch_metrics(mismatch: Sequence[float]) -> dict[str, float]:
-    """How far the rollout engine was off on a step's new prefixes: |log-prob - trainer's| of each token, in nats."""
+    """How far rollout engine and trainer are apart on the prefixes that were sampled in this step.
+
+    Args:
+        mismatch: |log-prob of the engine - log-prob of the trainer| of each token, in nats.
+    """
     name = "soup/prefix/engine_mismatch"
-    return {f"{name}/mean": sum(mismatch) / max(1, len(mismatch)), f"{name}/max": max(mismatch, default=0.0)}
+    mean = sum(mismatch) / len(mismatch) if mismatch else 0.0
+    return {f"{name}/mean": float(mean), f"{name}/max": float(max(mismatch, default=0.0))}
 
 
 def demonstration_metrics(rows: TrainRows, gate: str, gate_successes: int) -> dict[str, float]:

@@ -27,8 +27,8 @@ MICRO_BATCHES = (
 """These keys are null by default, so any other value is the user's."""
 
 
-def check_batches(config: DictConfig) -> None:
-    """Check the arithmetic of groups, mini-batches, micro-batches and GPUs.
+def check_steps(config: DictConfig) -> None:
+    """Check how a step's samples are put together and cut into mini-batches, whatever computes them.
 
     Raises:
         SystemExit: key, value, what is wrong and what to do.
@@ -39,6 +39,17 @@ def check_batches(config: DictConfig) -> None:
     if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
         key, value = f"{ROLLOUT}.log_prob_use_dynamic_bsz", rollout.log_prob_use_dynamic_bsz
         raise refuse(key, value, f"verl wants the same as {ACTOR}.use_dynamic_bsz={actor.use_dynamic_bsz}; drop it.")
+    if actor.use_dynamic_bsz:
+        _check_sizes(config)
+
+
+def check_batches(config: DictConfig) -> None:
+    """Check the same, and that engines, GPUs and micro-batches can share a step's samples.
+
+    Raises:
+        SystemExit: key, value, what is wrong and what to do.
+    """
+    check_steps(config)
     _check_engines(config)
     if config.get("model_engine", "dp") == "dp":  # other engines share out a batch in ways of their own
         _check_ranks(config)

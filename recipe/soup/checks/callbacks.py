@@ -34,6 +34,11 @@ class RefuseWrongConfig(Callback):
 class RefuseWhatCannotRun(Callback):
     """Refuse, in one sentence, what verl would stumble over minutes later, whatever the algorithm."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from recipe.soup.checks.sweeps import check_sweep
+
+        _check(check_sweep, config)
+
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         require_supported_verl()
         from recipe.soup.checks.start import check_start

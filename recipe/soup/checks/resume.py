@@ -47,8 +47,12 @@ def check_under_way(config: DictConfig, settings: SoupSettings) -> None:
         raise refuse("algorithm.soup.resume_bank", "fresh", f"{why}; set it to strict, or start in another folder.")
     try:
         origin = read_origin(folder / BANK_FILE)
-    except (OSError, UnreadableError):
-        return  # a run that mixes is told so by `check_bank`
+    except (OSError, UnreadableError) as error:
+        if settings.mixes:
+            return  # it is told so by `check_bank`
+        why = f"has prompts and samples that were under way, and does not say whether they bring prefixes ({error})"
+        cure = "go on with the version that wrote it, or start in another folder"
+        raise refuse(found[0], folder, f"{why}; {cure}.") from None
     if not settings.mixes and origin.get(SOURCE) != NOTHING:
         why = f"{folder} has prompts and samples that were under way, with prefixes that only a run that mixes corrects"
         raise refuse("algorithm.soup.mixed_share", 0, f"{why}; go on with algorithm=soup, or start in another folder.")

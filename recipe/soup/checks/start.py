@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from recipe.soup.checks.batches import check_batches, check_groups, check_mini_batches
+from recipe.soup.checks.batches import check_batches, check_steps
 from recipe.soup.checks.correction import check_correction
 from recipe.soup.checks.model import check_model
 from recipe.soup.checks.outputs import check_outputs
@@ -28,8 +28,8 @@ def _check_placement(config: DictConfig) -> None:
 
 IN_ANY_DRIVER: dict[str, Check] = {
     "sizes": check_sizes,
-    "groups": check_groups,
-    "mini-batches": check_mini_batches,
+    "steps": check_steps,
+    "rollout correction": check_correction,
     "model": check_model,
     "data": check_rows,
     "reward": check_reward,

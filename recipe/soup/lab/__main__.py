@@ -26,9 +26,11 @@ def main() -> None:
         os.environ.setdefault(key, str(value))
 
     from recipe.soup.checks.config import check_config
+    from recipe.soup.checks.loops import check_loops
     from recipe.soup.checks.start import IN_ANY_DRIVER
     from recipe.soup.lab.driver import Lab
     from recipe.soup.lab.refusals import check_lab_config
+    from recipe.soup.records.earlier_runs import hold_all
     from verl_ext.health import RunEndedError
 
     check_lab_config(config)
@@ -36,6 +38,9 @@ def main() -> None:
         check(config)
     if config.algorithm.soup.mixed_share > 0 or config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
         check_config(config)
+    else:
+        check_loops(config)
+    hold_all(config)
     try:
         lab = Lab(config)
         print(f"The lab computes on: {lab.hardware.device.type}, {lab.hardware.dtype}.", flush=True)

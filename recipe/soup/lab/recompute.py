@@ -11,10 +11,10 @@ from recipe.soup.prefixes.requests import SampledPrefix
 
 
 def recompute(seeds: Sequence[SampledPrefix], updater: Updater) -> tuple[list[SampledPrefix], list[float]]:
-    """The same prefixes with the log-probs of the updater's model, which must still have the weights that sampled.
+    """Replace prefixes' log-probs by those of the updater's model, which must still have the weights that sampled.
 
     Returns:
-        the seeds, and |trainer - sampler| of each of their tokens, in nats.
+        the prefixes; and by how much the sampler was off, |sampler - trainer| of each token, in nats.
     """
     filled = [seed for seed in seeds if len(seed.prefix)]
     if not filled:
@@ -28,8 +28,5 @@ def recompute(seeds: Sequence[SampledPrefix], updater: Updater) -> tuple[list[Sa
         id(seed): replace(seed.prefix, log_probs=values.numpy().copy())
         for seed, values in zip(filled, log_probs, strict=True)
     }
-    mismatch = [abs(prefixes[id(seed)].log_probs - seed.prefix.log_probs) for seed in filled]
-    return (
-        [replace(seed, prefix=prefixes.get(id(seed), seed.prefix)) for seed in seeds],
-        np.concatenate(mismatch).tolist(),
-    )
+    mismatch = np.concatenate([abs(prefixes[id(seed)].log_probs - seed.prefix.log_probs) for seed in filled])
+    return [replace(seed, prefix=prefixes.get(id(seed), seed.prefix)) for seed in seeds], mismatch.tolist()

@@ -75,36 +75,29 @@ def hold(folder: Path) -> int | None:
     return lock
 
 
-def have_alone(folder: Path) -> int | None:
-    """Make a folder, and keep other runs out of it; see `hold`.
+def hold_all(config: DictConfig) -> list[int | None]:
+    """Make the folders that a run writes to, and keep other runs out of them for as long as this process lives.
+
+    Returns:
+        a lock for each folder, see `hold`.
 
     Raises:
-        BlockingIOError: another run writes there; a sentence for the user.
+        SystemExit: another run writes there; which key, which folder, what to do.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return hold(folder)
-    except BlockingIOError:
-        told = f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name of its own."
-        raise BlockingIOError(told) from None
+    locks: dict[Path, int | None] = {}
+    for key, folder in folders(config).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        if (place := folder.resolve()) not in locks:
+            try:
+                locks[place] = hold(place)
+            except BlockingIOError:
+                raise _occupied(key, folder) from None
+    return list(locks.values())
 
 
-@contextmanager
-def places_alone(config: DictConfig) -> Iterator[None]:
-    """Have the folders that a run writes to alone, within a `with`.
-
-    Raises:
-        BlockingIOError: another run writes there; a sentence for the user.
-    """
-    locks: list[int | None] = []
-    try:
-        for folder in dict.fromkeys(folder.absolute() for folder in folders(config).values()):
-            locks.append(have_alone(folder))
-        yield
-    finally:
-        for lock in locks:
-            if lock is not None:
-                os.close(lock)
+def _occupied(key: str, folder: Path) -> SystemExit:
+    why = "another run writes there at this moment"
+    return refuse(key, folder, f"{why}; give this one a trainer.experiment_name of its own.")
 
 
 def check_free(config: DictConfig, seconds: float = ENDING_SECONDS) -> None:
@@ -120,8 +113,7 @@ def check_free(config: DictConfig, seconds: float = ENDING_SECONDS) -> None:
                 lock = hold(folder)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    why = "another run writes there at this moment"
-                    raise refuse(key, folder, f"{why}; give this one a trainer.experiment_name of its own.") from None
+                    raise _occupied(key, folder) from None
                 time.sleep(0.5)
                 continue
             if lock is not None:

@@ -22,6 +22,8 @@ from recipe.soup.tools.compare.time_limit import TimeLimit
 from recipe.soup.tools.outputs import make_folder
 
 POLL_SECONDS = 0.5
+LEAVING_SECONDS = 60.0
+"""That a run takes to leave Ray and vLLM after its last step, at most."""
 COMMAND_FILE = "command.txt"
 HYDRAS_ADVICE = "HYDRA_FULL_ERROR"
 """What the last line that Hydra writes after an exception contains; that line says nothing about the exception."""
@@ -93,6 +95,26 @@ def _reason(run: Run, process: Any) -> str:
     return f"{' '.join(lines[-1:])} (see {log})"
 
 
+def _end(running: list[tuple[Run, Any]], tell: Callable[[str], None]) -> None:
+    """Ask runs to end, wait for no longer than they may take, and kill those that take longer."""
+    for run, process in running:
+        process.terminate()
+        if run.grace > 0:
+            may = f"it may take {run.grace:g} s to save a checkpoint (algorithm.soup.sigterm_grace)"
+            tell(f"{run.name} seed {run.seed} is asked to end: {may}.")
+    for run, process in running:
+        deadline = time.monotonic() + run.grace + LEAVING_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if process.poll() is None:
+            process.kill()
+            within = f"{run.grace + LEAVING_SECONDS:g} s after it was asked to"
+            tell(
+                f"{run.name} seed {run.seed} had not ended {within}, and was killed; it goes on at its last checkpoint."
+            )
+        process.wait()
+
+
 def execute(
     study: Study,
     out: Path,
@@ -118,7 +140,7 @@ def execute(
         raise refuse("--jobs", jobs, "on the real path each run takes the whole machine or Ray cluster; use 1.")
     if jobs < 1:
         raise refuse("--jobs", jobs, "at least one run must run; use 1 or more.")
-    limit = TimeLimit(minutes)
+    limit = TimeLimit(minutes, max(run.grace for run in study.in_folder(out)))
     make_folder("--out", out)
     for run in study.in_folder(out):
         if run.was_another:
@@ -161,7 +183,5 @@ def execute(
                         progress.write(f"{run.name} seed {run.seed} failed: {_reason(run, process)}")
                     progress.update()
         finally:
-            for _, process in running:
-                process.terminate()
-                process.wait()
+            _end(running, progress.write)
     return failed

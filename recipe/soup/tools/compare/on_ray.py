@@ -40,6 +40,10 @@ class RayRun:
         """Stop the run."""
         ray.cancel(self._task)
 
+    def kill(self) -> None:
+        """Stop the run at once."""
+        ray.cancel(self._task, force=True)
+
     def wait(self) -> int:
         """Wait for the run's end; returns its exit status."""
         return self._status()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+GRACE = "algorithm.soup.sigterm_grace"
+
 
 def seed_overrides(seed: int | str) -> list[str]:
     """Return the overrides that set a seed: of the order of the data, and of sampling."""
@@ -41,6 +43,12 @@ class Run:
         where += [f"trainer.default_local_dir={quoted(folder / 'checkpoints')}"]
         where += [f"trainer.rollout_data_dir={quoted(folder / 'samples')}"]
         return [*self.chosen, *where]
+
+    @property
+    def grace(self) -> float:
+        """Seconds that the run may take to end after SIGTERM, as its overrides say; 0 if they do not."""
+        given = [text.lstrip("+").partition("=") for text in self.chosen]
+        return max([float(value) for key, _, value in given if key == GRACE], default=0.0)
 
     @property
     def metrics(self) -> Path:

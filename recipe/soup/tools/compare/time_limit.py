@@ -17,17 +17,21 @@ class TimeLimit:
 
     Args:
         minutes: of wall-clock time from now; None: as long as it takes.
+        grace: seconds that a run may take to end when it is asked to.
         clock: seconds, always growing.
 
     Raises:
-        SystemExit: no time at all.
+        SystemExit: no time at all, or none beside the grace.
     """
 
-    def __init__(self, minutes: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, minutes: float | None, grace: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         if minutes is not None and not minutes > 0:
             raise refuse("--minutes", minutes, "leaves no time for a run; give a number above 0, or leave it out.")
+        if minutes is not None and grace > 0 and minutes * 60 <= ENDING + grace:
+            why = f"leaves no time for a run beside algorithm.soup.sigterm_grace={grace:g} seconds, which are kept back"
+            raise refuse("--minutes", minutes, f"{why} for its end; give more minutes, or less grace.")
         self._clock, self._longest = clock, 0.0
-        self._end = None if minutes is None else clock() + minutes * 60 - ENDING
+        self._end = None if minutes is None else clock() + minutes * 60 - ENDING - grace
         self._began: dict[object, float] = {}
 
     @property

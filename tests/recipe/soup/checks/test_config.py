@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -390,6 +391,29 @@ def test_what_was_under_way_is_taken_over_by_an_async_trainer_only(
     check_config(example(*overrides, fresh, "trainer.resume_mode=disable"))
     PrefixBank().save(folder / BANK_FILE, {SOURCE: NOTHING}, 0, {})
     check_config(example(*overrides, unmixed))  # the twin goes on with its own
+
+
+@pytest.mark.parametrize(("bank", "why"), [("older", "before it said what shaped"), ("torn", ""), ("none", "")])
+@pytest.mark.parametrize("mode", ASYNC_TRAINER_MODES)
+def test_what_was_under_way_of_who_knows_which_run_is_taken_over_by_none(
+    example: Compose, tmp_path: Path, mode: str, bank: str, why: str
+) -> None:
+    """An older version did not save what shaped prefixes; a run that mixes nothing would train on them as its own."""
+    folder = tmp_path / "global_step_4"
+    for part in ("actor", "transfer_queue"):
+        (folder / part).mkdir(parents=True)
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    if bank == "older":
+        np.savez(folder / BANK_FILE, format=np.array(1))
+    elif bank == "torn":
+        (folder / BANK_FILE).write_text("torn")
+    overrides = [f"trainer.v1.trainer_mode={mode}", f"trainer.default_local_dir={tmp_path}", "trainer.resume_mode=auto"]
+    for share in ("0.5", "0"):
+        text = sentence(check_config, example(*overrides, f"algorithm.soup.mixed_share={share}"))
+        assert text.startswith(f"trainer.default_local_dir={folder}: "), text
+        assert why in text
+    assert "does not say whether they bring prefixes" in text
+    assert "start in another folder" in text
 
 
 def test_a_hub_name_without_network_is_refused(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from recipe.soup.lab.forward import Sample, forward, of_responses
 from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
-from recipe.soup.records.earlier_runs import places_alone
+from recipe.soup.records.earlier_runs import hold
 from recipe.soup.records.metrics_file import read_metrics
 from recipe.soup.settings import parse_settings
 from recipe.soup.verl_adapter.trainer import SoupTrainer
@@ -286,38 +288,55 @@ def test_what_only_the_real_path_can_do_is_refused(composed: Any) -> None:
         Lab(example(composed, "algorithm.soup.sigterm_grace=60.0"))
 
 
-@pytest.mark.parametrize(
-    ("override", "limit"),
-    [("true", "ppo_max_token_len_per_gpu=null"), ("false", "ppo_micro_batch_size_per_gpu=null")],
-)
-def test_a_micro_batch_needs_a_size(override: str, limit: str, composed: Any) -> None:
-    config = example(composed, f"{ACTOR}.use_dynamic_bsz={override}", f"{ACTOR}.{limit}")
-    with pytest.raises(SystemExit, match=rf"{limit.split(chr(61))[0]}=None: with use_dynamic_bsz="):
-        check_lab_config(config)
+def refusal_of(folder: Path, environ: dict[str, str], *overrides: str) -> str:
+    """What `python -m recipe.soup.lab` says last, having ended by itself with an error."""
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", *SMALL, *overrides]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr[-3000:]
+    return done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("refused", "sentence"),
     [
-        ("algorithm.rollout_correction.rollout_is=tokens", "choose one of token, sequence, or null"),
-        (f"{ACTOR}.ppo_mini_batch_size=3", "use a divisor of data.train_batch_size=4"),
-        (f"{ACTOR}.ppo_micro_batch_size_per_gpu=2", "would be ignored"),
+        ("algorithm.rollout_correction.rollout_is=group", "algorithm.rollout_correction.rollout_is=group: choose one"),
+        (f"{ACTOR}.ppo_mini_batch_size=3", f"{ACTOR}.ppo_mini_batch_size=3: verl would fill"),
+        (
+            f"{ACTOR}.use_dynamic_bsz=false",
+            f"{ACTOR}.ppo_micro_batch_size_per_gpu=None: a mini-batch has 64 samples; use a divisor",
+        ),
     ],
 )
-def test_the_lab_checks_what_it_shares_with_the_real_path(
-    override: str, said: str, tmp_path: Path, clean_environ: dict[str, str]
+def test_what_the_real_path_refuses_of_a_step_the_lab_refuses(
+    refused: str, sentence: str, tmp_path: Path, clean_environ: dict[str, str]
 ) -> None:
-    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo", *SMALL]
-    command += [f"{ACTOR}.ppo_mini_batch_size=2", override]
-    done = subprocess.run(command, cwd=tmp_path, env=clean_environ, capture_output=True, text=True, timeout=200)
-    assert done.returncode != 0
-    assert said in done.stderr.splitlines()[-1]
+    small = [] if "mini_batch" in refused else [f"{ACTOR}.ppo_mini_batch_size=2"]
+    last = refusal_of(tmp_path, clean_environ, "algorithm=grpo", "actor_rollout_ref.rollout.n=32", *small, refused)
+    assert last.startswith(sentence), last
 
 
-def test_two_runs_of_one_name_at_a_time_are_refused(composed: Any, tmp_path: Path) -> None:
-    one, two = (Lab(example(composed, f"trainer.default_local_dir={tmp_path}")) for _ in range(2))
-    with places_alone(one.config), pytest.raises(BlockingIOError, match="Another run writes to"):
-        two.fit()
+def test_two_runs_of_one_name_at_a_time_are_refused(tmp_path: Path, clean_environ: dict[str, str]) -> None:
+    """The second waits for as long as a run that was killed may take to end, and says what to do."""
+    command = [sys.executable, "-m", "recipe.soup.lab", "example=countdown", "algorithm=grpo"]
+    command += [f"{ACTOR}.ppo_mini_batch_size=2", "data.train_batch_size=4", "trainer.total_training_steps=100000"]
+    with (tmp_path / "first.txt").open("w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, env=clean_environ, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        checkpoints = tmp_path / "runs" / "countdown" / "grpo-lab" / "checkpoints"
+        deadline = time.monotonic() + 120
+        while "computes on" not in (tmp_path / "first.txt").read_text() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert first.poll() is None, (tmp_path / "first.txt").read_text()
+        with pytest.raises(BlockingIOError):
+            hold(checkpoints)
+        last = refusal_of(tmp_path, clean_environ, "algorithm=grpo", f"{ACTOR}.ppo_mini_batch_size=2")
+        assert "another run writes there at this moment; give this one a trainer.experiment_name" in last
+    finally:
+        first.kill()
+        first.wait()
+    released = hold(checkpoints)
+    assert released is not None
+    os.close(released)
 
 
 def test_the_command_writes_what_a_run_of_verl_writes(tmp_path: Path, clean_environ: dict[str, str]) -> None:

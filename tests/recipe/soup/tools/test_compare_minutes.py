@@ -99,3 +99,48 @@ def test_nothing_is_started_that_would_not_end_in_time(monkeypatch: pytest.Monke
     assert execute(study, tmp_path / "out", jobs=2, minutes=0.15) == []
     done = [run for run in study.in_folder(tmp_path / "out") if run.is_done]
     assert len(done) == len(starts.read_text().splitlines()) == 2
+
+
+GRACE = "algorithm.soup.sigterm_grace"
+
+
+@pytest.mark.parametrize(("grace", "killed"), [(0.0, True), (0.3, True), (30.0, False)])
+def test_a_run_that_is_asked_to_end_is_waited_for_and_not_for_ever(
+    grace: float, killed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last words take a second, which it has only with a grace that long."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(1)\n"
+        f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"pathlib.Path({str(tmp_path / 'started')!r}).touch()\n"
+        "time.sleep(100)\n"
+    )
+    monkeypatch.setattr(execution, "command", lambda run, driver: [sys.executable, str(script), *run.overrides])
+    monkeypatch.setattr(execution, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(execution, "LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(time_limit, "ENDING", 0.0)
+    given = [f"{GRACE}={grace}"] if grace else []
+    study = Study(**{**STUDY, "seeds": [0], "runs": {"grpo": ["algorithm=grpo", *given]}})
+    # Its time begins to run out when it has started.
+    monkeypatch.setattr(time_limit.TimeLimit, "is_over", property(lambda _: (tmp_path / "started").exists()))
+    assert execute(study, tmp_path / "out", jobs=1, minutes=1) == []
+    told = capsys.readouterr().out
+    assert (f"is asked to end: it may take {grace:g} s to save a checkpoint ({GRACE})" in told) == (grace > 0)
+    assert ("was killed; it goes on at its last checkpoint" in told) == killed
+    assert (tmp_path / "saved").exists() != killed
+
+
+def test_minutes_keep_the_grace_back() -> None:
+    now = 0.0
+    limit = TimeLimit(10, 120.0, clock=lambda: now)
+    now = 600 - ENDING - 121
+    assert not limit.is_over
+    now += 1
+    assert limit.is_over
+    with pytest.raises(SystemExit, match=r"--minutes=2: leaves no time .*sigterm_grace=110 seconds"):
+        TimeLimit(2, 110.0)
