@@ -139,7 +139,7 @@ def draw(samples: list[dict[str, Any]], seconds: list[float], path: Path) -> Non
 
     trained = training(samples)
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
-    above.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)  # more kinds than the usual ten colours
+    above.set_prop_cycle(color=pyplot.colormaps["tab20"](np.arange(20)))  # more kinds than the usual ten colours
     for kind in sorted(trained[-1]["mb"], key=lambda kind: -trained[-1]["mb"][kind]):
         points = [(sample["step"], sample["mb"][kind]) for sample in trained if kind in sample["mb"]]
         above.plot(*zip(*points, strict=True), label=kind)

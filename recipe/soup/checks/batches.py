@@ -34,8 +34,12 @@ def check_steps(config: DictConfig) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     check_groups(config)
-    check_mini_batches(config)
+    _check_fetches(config)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    prompts, mini_batch = config.data.train_batch_size, actor.ppo_mini_batch_size
+    if prompts % mini_batch:
+        why = f"verl would fill the step's {prompts} prompts up with empty samples; use a divisor of "
+        raise refuse(f"{ACTOR}.ppo_mini_batch_size", mini_batch, f"{why}data.train_batch_size={prompts}.")
     if actor.use_dynamic_bsz != rollout.log_prob_use_dynamic_bsz:
         key, value = f"{ROLLOUT}.log_prob_use_dynamic_bsz", rollout.log_prob_use_dynamic_bsz
         raise refuse(key, value, f"verl wants the same as {ACTOR}.use_dynamic_bsz={actor.use_dynamic_bsz}; drop it.")
@@ -75,23 +79,6 @@ def check_groups(config: DictConfig) -> None:
     if rollout.full_determinism:
         why = "verl then gives every request of an engine the same seed, so the samples of a prompt are all equal"
         raise refuse(f"{ROLLOUT}.full_determinism", True, f"{why}; set it to False.")
-
-
-def check_mini_batches(config: DictConfig) -> None:
-    """Check what a step fetches, how that is cut into mini-batches, and these into micro-batches.
-
-    Raises:
-        SystemExit: key, value, what is wrong and what to do.
-    """
-    _check_fetches(config)
-    actor, prompts = config.actor_rollout_ref.actor, config.data.train_batch_size
-    if prompts % actor.ppo_mini_batch_size:
-        why = f"verl would fill the step's {prompts} prompts up with empty samples; use a divisor of "
-        raise refuse(
-            f"{ACTOR}.ppo_mini_batch_size", actor.ppo_mini_batch_size, f"{why}data.train_batch_size={prompts}."
-        )
-    if actor.use_dynamic_bsz:
-        _check_sizes(config)
 
 
 def _check_fetches(config: DictConfig) -> None:

@@ -33,7 +33,6 @@ IN_ANY_DRIVER: dict[str, Check] = {
     "model": check_model,
     "data": check_rows,
     "reward": check_reward,
-    "rollout correction": check_correction,
     "what it writes": check_outputs,
 }
 """Also the lab's. Sizes come first: the others divide by them."""

@@ -45,8 +45,6 @@ def main() -> None:
         lab = Lab(config)
         print(f"The lab computes on: {lab.hardware.device.type}, {lab.hardware.dtype}.", flush=True)
         lab.fit()
-    except BlockingIOError as error:  # another run of this name began at the same time
-        raise SystemExit(str(error)) from None
     except RunEndedError:  # it has said why
         raise SystemExit(1) from None
 

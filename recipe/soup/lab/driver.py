@@ -45,7 +45,7 @@ from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
 from recipe.soup.prefixes.source import FinishedSample, fingerprint
-from recipe.soup.records.earlier_runs import places_alone, put_aside, started_anew
+from recipe.soup.records.earlier_runs import put_aside, started_anew
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
 from recipe.soup.records.problems import Problem
 from recipe.soup.run_settings import run_settings
@@ -264,10 +264,6 @@ class Lab:
 
     def fit(self) -> None:
         """The whole run, or what is left of it, logged by verl's trackers; with `trainer.val_only` one validation."""
-        with places_alone(self.config):
-            self._fit()
-
-    def _fit(self) -> None:
         trainer = self.config.trainer
         named = trackers(self.config)
         if self.first_step == 1 and (said := put_aside(started_anew(self.config))):

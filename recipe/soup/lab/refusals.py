@@ -53,10 +53,10 @@ def check_lab_config(config: DictConfig) -> None:
         if value not in allowed:
             raise refuse(key, value, f"only the real path can do that; set it to {allowed[0]}, or use main_ppo.")
     actor = config.actor_rollout_ref.actor
-    if actor.ppo_micro_batch_size_per_gpu is None and not actor.use_dynamic_bsz:
-        samples = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-        why = f"a mini-batch has {samples} samples; use a divisor, or actor_rollout_ref.actor.use_dynamic_bsz=true."
-        raise refuse("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu", None, why)
+    limit = "ppo_max_token_len_per_gpu" if actor.use_dynamic_bsz else "ppo_micro_batch_size_per_gpu"
+    if actor.get(limit) is None:
+        why = f"with use_dynamic_bsz={actor.use_dynamic_bsz} it says how large a micro-batch may be; give a number."
+        raise refuse(f"{ACTOR}.{limit}", None, why)
     estimator = config.algorithm.adv_estimator
     if estimator in GROUP_ONLY and estimator != "pass_at_k":
         raise refuse(

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 
 from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.records.earlier_runs import TRACKER, folders, have_alone, put_aside, started_anew
+from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside, started_anew
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.step_state import Stage
 from verl_ext.failures import in_a_line
@@ -101,10 +101,11 @@ class CheckpointStage(Stage):
     def _have_places_alone(self) -> None:
         """Keep other runs out of the folders that this one writes to."""
         for folder in dict.fromkeys(folder.absolute() for folder in folders(self.config).values()):
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._locks[folder] = self._locks[folder] if folder in self._locks else have_alone(folder)
-            except BlockingIOError as error:
-                end_run(str(error))
+                self._locks[folder] = self._locks[folder] if folder in self._locks else hold(folder)
+            except BlockingIOError:
+                end_run(f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name.")
 
     # ------------------------------------------------------------------ asked to stop
 

@@ -93,15 +93,7 @@ class UpdateStage(Stage):
         """Hand the prefixes that were collected to the source, before the trainer's weights change."""
         prefixes = self.collected.prefixes
         if self.settings.behavior_log_probs == "trainer":
-            rollout = self.config.actor_rollout_ref.rollout
-            prefixes, mismatch = recompute(
-                prefixes,
-                self.actor_rollout_wg,
-                ranks=max(self.actor_rollout_wg._query_dispatch_info("actor")) + 1,
-                micro_batch_size=rollout.log_prob_micro_batch_size_per_gpu,
-                temperature=rollout.temperature,
-                eos_token_id=self.tokenizer.eos_token_id,
-            )
+            prefixes, mismatch = by_trainer(self, prefixes)
             metrics.update(mismatch_metrics(mismatch))
         self.source.harvest(prefixes)
         if self.trainer_mode == "sync":

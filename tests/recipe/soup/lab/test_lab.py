@@ -24,7 +24,6 @@ from examples.countdown.task import random_problem, solutions
 from recipe.soup.lab.checkpoint import checkpoint_to_resume
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.forward import Sample, forward, of_responses
-from recipe.soup.lab.refusals import check_lab_config
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.records.earlier_runs import hold
@@ -303,7 +302,11 @@ def refusal_of(folder: Path, environ: dict[str, str], *overrides: str) -> str:
         (f"{ACTOR}.ppo_mini_batch_size=3", f"{ACTOR}.ppo_mini_batch_size=3: verl would fill"),
         (
             f"{ACTOR}.use_dynamic_bsz=false",
-            f"{ACTOR}.ppo_micro_batch_size_per_gpu=None: a mini-batch has 64 samples; use a divisor",
+            f"{ACTOR}.ppo_micro_batch_size_per_gpu=None: with use_dynamic_bsz=False it says",
+        ),
+        (
+            f"{ACTOR}.ppo_max_token_len_per_gpu=null",
+            f"{ACTOR}.ppo_max_token_len_per_gpu=None: with use_dynamic_bsz=True",
         ),
     ],
 )
