@@ -85,6 +85,28 @@ LOSSES = {"ctpo": ctpo, "m2po": m2po}
 """By `loss_mode`."""
 
 
+def clip_metrics(
+    log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor,
+    held: torch.Tensor,
+    dual: torch.Tensor,
+    response_mask: torch.Tensor,
+) -> dict[str, float]:
+    """What verl tells of a clipped loss, under its names; all tensors are (batch, response_length).
+
+    Args:
+        held: bool, tokens whose ratio is held at a bound.
+        dual: bool, those that verl's dual clip holds.
+    """
+    mask = response_mask.bool()
+    count = mask.sum().clamp(min=1).item()
+    return {
+        "actor/pg_clipfrac": (held & mask).sum().item() / count,
+        "actor/ppo_kl": ((old_log_prob - log_prob).detach() * mask).sum().item() / count,
+        "actor/pg_clipfrac_lower": (dual & mask).sum().item() / count,
+    }
+
+
 def _register(name: str) -> None:
     @register_policy_loss(name)
     def compute(
@@ -101,13 +123,7 @@ def _register(name: str) -> None:
         loss = agg_loss(
             loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
         )
-        mask = response_mask.bool()
-        count = mask.sum().clamp(min=1).item()
-        return loss, {
-            "actor/pg_clipfrac": (held & mask).sum().item() / count,
-            "actor/ppo_kl": ((old_log_prob - log_prob).detach() * mask).sum().item() / count,
-            "actor/pg_clipfrac_lower": (dual & mask).sum().item() / count,
-        }
+        return loss, clip_metrics(log_prob, old_log_prob, held, dual, response_mask)
 
 
 for _name in LOSSES:

@@ -18,7 +18,6 @@ from verl.trainer.ppo.core_algos import (
     register_policy_loss,
 )
 
-import verl_ext.policy_losses  # noqa: F401  registers `ctpo` and `m2po`
 from recipe.soup.algorithm.baselines import Estimate
 from recipe.soup.algorithm.loss_metrics import loss_sums
 from recipe.soup.algorithm.losses.inputs import Clip, LossInputs
@@ -26,6 +25,7 @@ from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.pass_at_k import pass_at_k_advantages
 from recipe.soup.algorithm.update import UpdateChoices
 from recipe.soup.settings import SoupSettings
+from verl_ext.policy_losses import clip_metrics  # registers `ctpo` and `m2po`
 
 
 @register_adv_est("soup")
@@ -115,13 +115,8 @@ def compute_soup_policy_loss(
     outputs = RATIOS[settings.ratio].loss(inputs)
     losses = outputs.losses if rollout_is_weights is None else outputs.losses * rollout_is_weights
     loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
-    mask = response_mask.bool()
-    count = mask.sum().clamp(min=1)
-    return loss, {
-        "actor/pg_clipfrac": ((outputs.clipped_low | outputs.clipped_high) & mask).sum().item() / count.item(),
-        "actor/ppo_kl": ((old_log_prob - log_prob).detach() * mask).sum().item() / count.item(),
-        "actor/pg_clipfrac_lower": (outputs.clipped_dual & mask).sum().item() / count.item(),
-    }
+    held = outputs.clipped_low | outputs.clipped_high
+    return loss, clip_metrics(log_prob, old_log_prob, held, outputs.clipped_dual, response_mask)
 
 
 def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
