@@ -33,7 +33,7 @@ def test_what_the_audit_says(case: str, tmp_path: Path) -> None:
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     (tmp_path / "env" / ".installed").touch()
-    command = ["make", "audit", "VENV=env", "PYTHON=true"]
+    command = ["make", "--no-print-directory", "audit", "VENV=env", "PYTHON=true"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode == 0) == passes, done.stderr
     assert done.stdout.splitlines()[-1].endswith(said), done.stdout

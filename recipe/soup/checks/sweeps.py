@@ -27,6 +27,7 @@ def check_sweep(config: DictConfig) -> None:
     """
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=True)
     assert isinstance(given, list)
+    shared: dict[str, tuple[str, str, Path]] = {}
     for override in OverridesParser.create().parse_overrides([str(text) for text in given]):
         key = override.key_or_group
         if not override.is_sweep_override() or "." not in key:
@@ -34,10 +35,13 @@ def check_sweep(config: DictConfig) -> None:
         one, another = _folders(config, key, "1"), _folders(config, key, "2")
         for place, folder in one.items():
             if another.get(place) == folder:
-                name = OmegaConf.select(config, "trainer.experiment_name")
-                why = f"the jobs of --multirun would all write to {place}={folder}"
-                cure = f"have the key in its name, by default with 'trainer.experiment_name={name}-${{{key}}}'"
-                raise refuse(key, override.get_value_string(), f"{why}; {cure}.")
+                shared.setdefault(key, (override.get_value_string(), place, folder))
+    for key, (values, place, folder) in shared.items():
+        raw = OmegaConf.to_container(config.trainer, resolve=False)
+        assert isinstance(raw, dict)
+        name = "-".join([str(raw["experiment_name"]), *(f"${{{missing}}}" for missing in shared)])
+        why = f"the jobs of --multirun would all write to {place}={folder}"
+        raise refuse(key, values, f"{why}; have the key in its name, by default with 'trainer.experiment_name={name}'.")
 
 
 def _folders(config: DictConfig, key: str, value: str) -> dict[str, Path]:

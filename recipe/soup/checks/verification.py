@@ -10,7 +10,7 @@ RULES = (
     (
         "trainer.v1.trainer_mode",
         TRAINER_MODE,
-        "old responses are verified between two steps, and here the rollout never rests",
+        "old responses are verified between two steps, and here samples are under way when the weights change",
     ),
     (
         "actor_rollout_ref.rollout.agent.default_agent_loop",

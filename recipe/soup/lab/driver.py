@@ -88,7 +88,8 @@ class Lab:
         self.hardware = chosen = hardware(config, self.model.config.vocab_size)
         if chosen.shares_prompts and self.settings.verifies and self.settings.verification.rejected == "residual":
             key, why = "algorithm.soup.verification.rejected", "stores a whole distribution for every token"
-            raise refuse(key, "residual", f"{why}, which only a toy's vocabulary allows; set it to sampled.")
+            toy = "that is for a toy's vocabulary on a CPU; set it to sampled, or trainer.device=cpu for a toy"
+            raise refuse(key, "residual", f"{why}, and {toy}.")
         self.model.to(chosen.device)
         self.generator = torch.Generator(chosen.device).manual_seed(seed)
         self.optimizer = optimizer = build_optimizer(self.model.parameters(), omega_conf_to_dataclass(actor.optim))

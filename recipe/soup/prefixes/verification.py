@@ -21,9 +21,10 @@ def accepted(now: np.ndarray, then: np.ndarray, leniency: float, draws: np.ndarr
         leniency: l; SPEC-RL has e^.5, and 1 is the rule of speculative sampling.
         draws: u, from [0, 1), shape (response_length,).
     """
-    ratio = np.exp(now.astype(np.float64) - then.astype(np.float64))
-    rejected = draws > leniency * ratio
-    return int(rejected.argmax()) if rejected.any() else len(draws)
+    with np.errstate(divide="ignore"):  # a draw of 0, and a leniency of inf
+        kept = np.log(draws) <= np.log(leniency) + (now.astype(np.float64) - then.astype(np.float64))
+    # In this order a log-prob that is no number keeps nothing.
+    return len(draws) if kept.all() else int(kept.argmin())
 
 
 def residual(now: np.ndarray, then: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ class PrefixSettings(Group):
         "the first tokens that the current policy accepts (`verified`, see `verification`).",
         origin='our choice, for the question "what to seed?"',
         when="`failed`, `successful` and `steered` are for `replay` only, since a prefix has no reward before its "
-        "response is complete; `verified` is, since it needs whole responses. A chosen prefix is no longer a plain "
+        "response is complete, and so is `verified`, which needs whole responses. A chosen prefix is no longer a plain "
         "sample of its policy: ratios correct the policy, not the choice, so all but `random` are biased. `steered` "
         "also cuts at a share of a response's own length, which conditions on the future as `on_eos=cut` does; with "
         "`prefix_gradient=0` the continuation's gradient is unbiased for the reward given the prefix. Tokens of "

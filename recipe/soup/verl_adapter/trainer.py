@@ -87,8 +87,8 @@ class SoupStages(CheckpointStage, PromptStage, StepStage, SyncStage, ValidationS
             # Now the current policy's engine sleeps, so a colocated one finds room.
             self.history.start(self)
         if self.global_steps > 0 and (self.history is not None or self.settings.verifies):
-            # verl saves a checkpoint before the end of its step, at which this version would have been kept, and what
-            # the next step's prompts begin with verified.
+            # verl saves a checkpoint before the end of its step. There this version would have been kept, and the
+            # responses verified with which the next step's prompts begin.
             self.source.updated(self.global_steps)
         super().on_init_end()
         self._install_loss()

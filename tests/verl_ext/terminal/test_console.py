@@ -99,6 +99,8 @@ def test_notices_are_shown_though_a_bar_stands_before_them() -> None:
 
 
 APP = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs behind it
 import sys
 import time
 import hydra

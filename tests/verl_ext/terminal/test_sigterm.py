@@ -15,6 +15,8 @@ import pytest
 from verl_ext.terminal.sigterm import FinishAtSigterm
 
 APP = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what runs behind it
 import time
 from pathlib import Path
 

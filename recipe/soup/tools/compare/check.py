@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recipe.soup.checks.config import check_config
 from recipe.soup.checks.start import AT_START, IN_ANY_DRIVER
+from recipe.soup.checks.verification import check_lab_only
 from recipe.soup.tools.compare.execute import command, goes_on
 from recipe.soup.tools.compare.kept_runs import is_recorded
 from recipe.soup.tools.compare.study import Study
@@ -26,5 +27,7 @@ def check_runs(study: Study, out: Path, records: Path | None) -> None:
                 check(config)
             if config.actor_rollout_ref.actor.policy_loss.loss_mode == "soup":
                 check_config(config)
+                if study.driver == "main_ppo":
+                    check_lab_only(config)
         except SystemExit as refusal:
             raise SystemExit(f"{name}: {refusal.code}") from None

@@ -48,7 +48,8 @@ class Run:
     def grace(self) -> float:
         """Seconds that the run may take to end after SIGTERM, as its overrides say; 0 if they do not."""
         given = [text.lstrip("+").partition("=") for text in self.chosen]
-        return max([float(value) for key, _, value in given if key == GRACE], default=0.0)
+        values = [value for key, _, value in given if key == GRACE]
+        return float(values[-1]) if values else 0.0  # as with Hydra, the last one counts
 
     @property
     def metrics(self) -> Path:

@@ -33,7 +33,6 @@ def sweep(composed: Any, *overrides: str) -> Any:
             "trainer.validation_data_dir=runs/${data.seed}/validation",
         ),
         ("trainer.experiment_name=a,b",),
-        ("algorithm=soup,grpo",),
         ("data.seed=1",),
         ("trainer.logger=[console,file]", "algorithm.soup.lag=4"),
     ],
@@ -58,6 +57,16 @@ def test_jobs_with_folders_of_their_own_are_let_through(overrides: tuple[str, ..
 def test_jobs_that_share_one_are_refused(overrides: tuple[str, ...], key: str, composed: Any) -> None:
     with pytest.raises(SystemExit, match=rf"^{key}: .*default_local_dir=runs/countdown/.*'trainer.experiment_name="):
         check_sweep(sweep(composed, *overrides))
+
+
+def test_the_cure_names_every_key_at_once_and_cures(composed: Any) -> None:
+    swept = (SEEDS, "algorithm.soup.lag=2,4")
+    for name in ((), ("trainer.experiment_name=soup-${data.seed}",)):
+        with pytest.raises(SystemExit) as refused:
+            check_sweep(sweep(composed, *swept, *name))
+        cure = str(refused.value).rpartition(" with '")[2].removesuffix("'.")
+        assert cure == "trainer.experiment_name=soup-${data.seed}-${algorithm.soup.lag}"
+        check_sweep(sweep(composed, *swept, cure))
 
 
 def test_samples_that_would_share_a_folder_are_refused_as_well(composed: Any) -> None:

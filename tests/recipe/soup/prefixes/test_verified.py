@@ -94,6 +94,14 @@ def test_the_first_token_with_u_above_min_1_and_l_pi_over_mu_ends_it(
 
 def test_no_limit_keeps_what_the_policy_would_never_say() -> None:
     assert accepted(np.array([-1e4]), np.array([-1.0]), np.inf, np.array([0.99])) == 1
+    assert accepted(np.array([-1.0]), np.array([-1.0]), 1.0, np.array([0.0])) == 1
+
+
+def test_a_log_prob_that_is_no_number_keeps_nothing() -> None:
+    now, then, draws = np.array([-1.0, np.nan, -1.0]), np.full(3, -1.0), np.full(3, 0.5)
+    for leniency in (1.0, np.inf):
+        assert accepted(now, then, leniency, draws) == 1
+        assert accepted(now[1:], then[1:], leniency, draws[1:]) == 0
 
 
 # ---------------------------------------------------------------- between two steps
