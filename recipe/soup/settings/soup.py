@@ -82,8 +82,6 @@ class SoupSettings(RunSettings, LossSettings, PrefixSettings):
         decides = "with selection=verified the current policy decides each length; use"
         self.demand("prefix_length.distribution", self.prefix_length.distribution == "uniform", f"{decides} uniform.")
         self.demand("prefix_length.unit", self.prefix_length.unit == "tokens", f"{decides} tokens.")
-        for name in ("min", "max"):
-            self.demand(f"prefix_length.{name}", getattr(self.prefix_length, name) is None, f"{decides} null.")
         moves = self.schedules.prefix_length
         self.demand("schedules.prefix_length.shape", not moves.moves, f"{decides} constant, without a warmup.")
         alone = "with selection=verified each sample has a response of its own; use 1."

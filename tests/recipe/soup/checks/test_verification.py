@@ -54,7 +54,6 @@ def test_exact_replacement_is_accepted_by_the_lab_and_refused_by_main_ppo(exampl
         ([f"{SOUP}.source=lookahead"], [f"{SOUP}.selection=verified: ", "source=replay"]),
         ([f"{SOUP}.verification.leniency=0"], [f"{SOUP}.verification.leniency=0: ", "above 0"]),
         ([RESIDUAL[0]], [f"{SOUP}.verification.rejected=residual: ", "leniency=1"]),
-        ([f"{SOUP}.prefix_length.max=4"], [f"{SOUP}.prefix_length.max=4: ", "use null"]),
         ([f"{SOUP}.prefix_length.distribution=whole"], [f"{SOUP}.prefix_length.distribution=whole: ", "use uniform"]),
         ([f"{SOUP}.prefix_length.unit=fraction", f"{SOUP}.prefix_length.max=0.5"], ["unit=fraction: ", "use tokens"]),
         ([f"{SOUP}.schedules.prefix_length.warmup=3"], [f"{SOUP}.schedules.prefix_length.shape=", "warmup"]),
