@@ -5,6 +5,7 @@ does not name. The source below serves verl's own file with a few empty groups a
 as none of them is chosen, the composed config is byte-identical to verl's.
 """
 
+import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
@@ -15,6 +16,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from verl_ext.plugin.resolvers import register_resolvers
+from verl_ext.plugin.sweeps import refuse_swept_groups
 
 GROUPS = ("algorithm", "precision", "hardware", "example")
 """The groups in their order: a later one's file wins over an earlier one's."""
@@ -57,6 +59,7 @@ class VerlGroups(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if not any(_is_verl_config(element.path) for element in search_path.get_path()):
             return  # another Hydra application in the same environment
+        refuse_swept_groups(sys.argv[1:], GROUPS)
         register_resolvers()
         search_path.prepend(provider="verl_ext", path=f"{OpenGroupsSource.scheme()}://")
         for entry in entry_points(group=CONFIG_PACKAGES):

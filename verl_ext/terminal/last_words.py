@@ -34,8 +34,10 @@ class LastWords(Callback):
         self._checkpoints: Path | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if folder := OmegaConf.select(config, "trainer.default_local_dir"):
-            self._checkpoints = Path(folder)
+        # Of a sweep this is not the first job, perhaps, and what the ones before it knew is not its own.
+        self._logged, self._cluster = LoggedCause(), None
+        folder = OmegaConf.select(config, "trainer.default_local_dir")
+        self._checkpoints = Path(folder) if folder else None
         atexit.register(self._ended_from_outside)
         with suppress(ImportError):  # Ray's own; without it the cause is what the exception says
             from ray._private.ray_logging import global_worker_stdstream_dispatcher
