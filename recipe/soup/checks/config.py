@@ -3,9 +3,7 @@
 Each check raises a SystemExit with one sentence: Hydra would swallow any other exception from its callback.
 """
 
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from recipe.soup.checks.demonstrations import check_demonstrations
 from recipe.soup.checks.loops import check_loops, check_tools
@@ -13,6 +11,7 @@ from recipe.soup.checks.losses import check_loss, check_partial_rollouts
 from recipe.soup.checks.model import check_place
 from recipe.soup.checks.resume import check_prefixes, check_under_way
 from recipe.soup.checks.rows import MULTI_MEDIA, check_named, local_files, own_dataset
+from recipe.soup.checks.rules import Rule, check_rules
 from recipe.soup.checks.separate_async import check_separate_source
 from recipe.soup.checks.snapshots import check_snapshots
 from recipe.soup.checks.tables import read_table
@@ -31,10 +30,7 @@ def check_config(config: DictConfig) -> None:
         SystemExit: key, value, what is wrong and what to do.
     """
     settings = run_settings(config)
-    for key, allowed, why in RULES:
-        value = OmegaConf.select(config, key, default=allowed[0])
-        if value not in allowed:
-            raise refuse(key, value, f"{why}; set it to {allowed[0]}.")
+    check_rules(config, RULES)
     temperature = config.actor_rollout_ref.rollout.temperature
     if temperature <= 0:
         raise refuse(f"{ROLLOUT}.temperature", temperature, "greedy tokens have no sampling probability; use 1.0.")
@@ -66,7 +62,7 @@ def check_config(config: DictConfig) -> None:
 _BIASED = "log-probs are recorded for the full distribution at the rollout's temperature, so this biases every ratio"
 _FROM_DISK = "samples of another run were not sampled by the policies of this one"
 _TEMPERATURE = "ratios need log-probs at the rollout's temperature"
-RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+RULES: tuple[Rule, ...] = (
     ("trainer.use_v1", (True,), "SOUP extends verl's v1 trainer"),
     ("trainer.v1.trainer_mode", TRAINER_MODES, "SOUP has trainers of its own"),
     (f"{ROLLOUT}.name", ("vllm",), "only vLLM is supported yet"),
@@ -88,7 +84,6 @@ RULES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("distillation.enabled", (False,), "its loss and SOUP's are not combined yet"),
     ("algorithm.use_kl_in_reward", (False,), "the penalty would be taken at the historical policy; use a KL loss"),
 )
-"""Key, allowed values (the first is the one to set), and why others are refused. A missing key is allowed."""
 
 
 _COLUMNS = {

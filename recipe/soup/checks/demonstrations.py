@@ -1,8 +1,9 @@
 """Refuse what `source=dataset` cannot honour, at start: tokens of which no policy is known."""
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from recipe.soup.checks.rows import local_files, own_dataset
+from recipe.soup.checks.rules import Rule, check_rules
 from recipe.soup.checks.tables import MAP, read_table
 from recipe.soup.errors import refuse
 from recipe.soup.names import AGENT_NAME, TRAINER_MODE
@@ -12,14 +13,13 @@ COLUMN = "algorithm.soup.demonstrations.column"
 LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
 CORRECTION = "algorithm.rollout_correction"
 WEIGHTS = "would weigh demonstrations by the log-probs of whoever wrote them, which nobody knows"
-RULES = (
-    (LOOP, AGENT_NAME, "demonstrations have not been tried with tools yet"),
-    ("trainer.v1.trainer_mode", TRAINER_MODE, "ratios for demonstrations would also change interrupted responses"),
-    (f"{CORRECTION}.bypass_mode", False, "the trainer's log-probs are the only ones of a demonstration"),
-    (f"{CORRECTION}.rollout_is", None, WEIGHTS),
-    (f"{CORRECTION}.rollout_rs", None, WEIGHTS.replace("weigh", "reject")),
+RULES: tuple[Rule, ...] = (
+    (LOOP, (AGENT_NAME,), "demonstrations have not been tried with tools yet"),
+    ("trainer.v1.trainer_mode", (TRAINER_MODE,), "ratios for demonstrations would also change interrupted responses"),
+    (f"{CORRECTION}.bypass_mode", (False,), "the trainer's log-probs are the only ones of a demonstration"),
+    (f"{CORRECTION}.rollout_is", (None,), WEIGHTS),
+    (f"{CORRECTION}.rollout_rs", (None,), WEIGHTS.replace("weigh", "reject")),
 )
-"""Key, the only value that fits, and why."""
 
 
 def check_demonstrations(config: DictConfig, settings: SoupSettings) -> None:
@@ -28,10 +28,7 @@ def check_demonstrations(config: DictConfig, settings: SoupSettings) -> None:
     Raises:
         SystemExit: key, value, what is wrong and what to do.
     """
-    for key, fits, why in RULES:
-        value = OmegaConf.select(config, key, default=fits)
-        if value != fits:
-            raise refuse(key, value, f"{why}; set it to {'null' if fits is None else fits}, or use another source.")
+    check_rules(config, RULES, ", or use another source")
     if own_dataset(config):
         return
     column = settings.demonstrations.column

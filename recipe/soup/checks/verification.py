@@ -1,29 +1,29 @@
 """Refuse what `selection=verified` cannot honour, at start."""
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from recipe.soup.checks.rules import Rule, check_rules
 from recipe.soup.errors import refuse
 from recipe.soup.names import AGENT_NAME, TRAINER_MODE
 from recipe.soup.run_settings import run_settings
 
-RULES = (
+RULES: tuple[Rule, ...] = (
     (
         "trainer.v1.trainer_mode",
-        TRAINER_MODE,
+        (TRAINER_MODE,),
         "old responses are verified between two steps, and here samples are under way when the weights change",
     ),
     (
         "actor_rollout_ref.rollout.agent.default_agent_loop",
-        AGENT_NAME,
+        (AGENT_NAME,),
         "a tool's answers between the turns cannot be verified",
     ),
     (
         "algorithm.rollout_correction.bypass_mode",
-        False,
+        (False,),
         "the trainer scores old responses, and the engine's log-probs are no measure for its own",
     ),
 )
-"""Key, the only value that fits, and why."""
 
 
 def check_verification(config: DictConfig) -> None:
@@ -32,10 +32,7 @@ def check_verification(config: DictConfig) -> None:
     Raises:
         SystemExit: key, value, what is wrong and what to do.
     """
-    for key, fits, why in RULES:
-        value = OmegaConf.select(config, key, default=fits)
-        if value != fits:
-            raise refuse(key, value, f"{why}; set it to {fits}, or use another algorithm.soup.selection.")
+    check_rules(config, RULES, ", or use another algorithm.soup.selection")
 
 
 def check_lab_only(config: DictConfig) -> None:

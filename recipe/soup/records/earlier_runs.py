@@ -16,6 +16,8 @@ TRACKER = "latest_checkpointed_iteration.txt"
 """verl's note of its last whole checkpoint."""
 WRITTEN = ("global_step_*", TRACKER, "past_weights", "past_adapters", "[0-9]*.jsonl")
 """What runs write there; anything else in these folders is somebody else's."""
+_HELD: dict[Path, int | None] = {}
+"""The places that this process has, with their locks; see `hold`."""
 ENDING_SECONDS = 30.0
 """The processes of a run that was killed end by themselves, but not at once."""
 
@@ -74,24 +76,19 @@ def hold(folder: Path) -> int | None:
     return lock
 
 
-def hold_all(config: DictConfig) -> list[int | None]:
+def hold_all(config: DictConfig) -> None:
     """Make the folders that a run writes to, and keep other runs out of them for as long as this process lives.
-
-    Returns:
-        a lock for each folder, see `hold`.
 
     Raises:
         SystemExit: another run writes there; which key, which folder, what to do.
     """
-    locks: dict[Path, int | None] = {}
     for key, folder in folders(config).items():
         folder.mkdir(parents=True, exist_ok=True)
-        if (place := folder.resolve()) not in locks:
+        if (place := folder.resolve()) not in _HELD:  # two keys may lead to one place
             try:
-                locks[place] = hold(place)
+                _HELD[place] = hold(place)
             except BlockingIOError:
                 raise _occupied(key, folder) from None
-    return list(locks.values())
 
 
 def _occupied(key: str, folder: Path) -> SystemExit:

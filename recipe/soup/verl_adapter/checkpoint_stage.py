@@ -2,14 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import ClassVar
 
 import transfer_queue as tq
 from ray.exceptions import RayActorError
 
 from recipe.soup.prefixes.past_weights import SNAPSHOT_FOLDER
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.records.earlier_runs import TRACKER, folders, hold, put_aside, started_anew
+from recipe.soup.records.earlier_runs import TRACKER, hold_all, put_aside, started_anew
 from recipe.soup.verl_adapter.lost_samples import LostSamples
 from recipe.soup.verl_adapter.step_state import Stage
 from verl_ext.failures import in_a_line
@@ -27,8 +26,6 @@ class CheckpointStage(Stage):
     """
 
     lost: LostSamples
-    _locks: ClassVar[dict[Path, int | None]] = {}
-    """Of the places that this process writes to."""
     _saved = 0
     """The step of the last checkpoint that this run has saved."""
 
@@ -95,17 +92,11 @@ class CheckpointStage(Stage):
 
     def _init_dataloader(self) -> None:
         # Before a source of prefixes clears what it will write over.
-        self._have_places_alone()
+        try:
+            hold_all(self.config)
+        except SystemExit as refusal:
+            end_run(str(refusal))
         super()._init_dataloader()
-
-    def _have_places_alone(self) -> None:
-        """Keep other runs out of the folders that this one writes to."""
-        for folder in dict.fromkeys(folder.absolute() for folder in folders(self.config).values()):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._locks[folder] = self._locks[folder] if folder in self._locks else hold(folder)
-            except BlockingIOError:
-                end_run(f"Another run writes to {folder} at this moment; give this one a trainer.experiment_name.")
 
     # ------------------------------------------------------------------ asked to stop
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from recipe.soup.checks.outputs import check_outputs
-from recipe.soup.records.earlier_runs import check_free, folders, hold, put_aside, started_anew
+from recipe.soup.records.earlier_runs import check_free, folders, hold, hold_all, put_aside, started_anew
 from recipe.soup.records.metrics_file import keep_earlier_metrics, read_metrics
 
 HOLDS = "import sys, time; from pathlib import Path; from recipe.soup.records.earlier_runs import hold; "
@@ -68,8 +68,23 @@ def test_two_runs_at_a_time_are_refused_until_the_first_has_ended(
             hold(tmp_path / "checkpoints")
         with pytest.raises(SystemExit, match=r"default_local_dir=.*: another run writes there .*experiment_name"):
             check_free(config, seconds=0)
+        with pytest.raises(SystemExit, match=r"default_local_dir=.*: another run writes there .*experiment_name"):
+            hold_all(config)
         other.kill()
     check_free(config, seconds=10)
+
+
+def test_two_keys_may_lead_to_one_place_which_is_held_once(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "here")
+    places = ["trainer.default_local_dir=here", "trainer.rollout_data_dir=there", "trainer.validation_data_dir=null"]
+    config = composed(
+        "algorithm=soup", "example=countdown", *(place.replace("=", f"={tmp_path}/") for place in places[:2]), places[2]
+    )
+    hold_all(config)
+    hold_all(config)  # by the same process
+    with pytest.raises(BlockingIOError):
+        hold(tmp_path / "here")
 
 
 def test_where_a_run_writes(composed: Callable[..., Any]) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; verl's `_save_checkpoint` is played by what it leaves, with its own rotation."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
-from recipe.soup.records.earlier_runs import TRACKER
+from recipe.soup.records.earlier_runs import TRACKER, hold
 from recipe.soup.verl_adapter.checkpoint_stage import CheckpointStage
 from recipe.soup.verl_adapter.step_state import StepState
 from verl_ext.health import RunEndedError
@@ -78,6 +79,16 @@ def test_what_cannot_be_written_ends_the_run_and_the_one_before_stays(fails_at: 
     assert whole(tmp_path) == ["global_step_1"]
     assert not (tmp_path / "global_step_2").exists()
     assert (tmp_path / TRACKER).read_text() == "1"
+
+
+def test_a_folder_that_another_run_has_ends_this_one_before_it_reads_or_clears_anything(tmp_path: Path) -> None:
+    lock = hold(tmp_path)  # on a file of its own, as another process would have it
+    assert lock is not None
+    with pytest.raises(
+        RunEndedError, match=r"default_local_dir=.*: another run writes there at this moment; give this"
+    ):
+        Run(tmp_path)._init_dataloader()
+    os.close(lock)
 
 
 def test_the_first_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
