@@ -102,8 +102,9 @@ def _end(running: list[tuple[Run, Any]], tell: Callable[[str], None]) -> None:
         if run.grace > 0:
             may = f"it may take {run.grace:g} s to save a checkpoint (algorithm.soup.sigterm_grace)"
             tell(f"{run.name} seed {run.seed} is asked to end: {may}.")
+    asked = time.monotonic()
     for run, process in running:
-        deadline = time.monotonic() + run.grace + LEAVING_SECONDS
+        deadline = asked + run.grace + LEAVING_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         if process.poll() is None:
