@@ -52,7 +52,8 @@ def m2po(
     Harmful is a token that the update would push further away: A > 0 and a ratio above 1, or A < 0 and below. Their
     ratios are clipped to [exp(-tau), exp(tau)], where the mean of min((log ratio)^2, tau^2) over them is the budget;
     within it nothing is clipped. M2PO, arXiv 2510.01161, by its authors' code: under the policy that is being updated,
-    in each micro-batch, so that it depends on how a batch is split.
+    in each micro-batch, so that it depends on how a batch is split. (For tau their code
+    takes the next smaller |log ratio| that there is in the micro-batch.)
 
     Returns:
         losses of each token, to be minimised.

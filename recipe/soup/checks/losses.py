@@ -38,6 +38,8 @@ POLICY_LOSSES = (
     "m2po",
 )
 """Losses that take a ratio against the old log-probs, and weigh tokens; the last two are those of `verl_ext`."""
+OVER_TOKENS = ("ctpo", "gspo")
+"""Those in which a token's ratio is made of those of others: of all that the response mask leaves in the loss."""
 
 
 def check_loss(config: DictConfig, settings: SoupSettings) -> None:
@@ -73,12 +75,15 @@ def _check_policy_loss(config: DictConfig, settings: SoupSettings) -> None:
     own = settings.ratio not in ("behavior", "decoupled") or settings.prefix_clip.low is not None
     if loss != "soup" and (own or settings.prefix_clip.high is not None):
         raise refuse(key, loss, "only `soup` knows algorithm.soup.ratio and prefix_clip; set it to soup.")
+    if loss in OVER_TOKENS and settings.loss_tokens == "trained":
+        why = f"{key}={loss} would leave ratios of prefix tokens without a gradient out of those of later tokens"
+        raise refuse("algorithm.soup.loss_tokens", "trained", f"{why}; use all, or soup as loss_mode.")
 
 
 def _check_weight(config: DictConfig, settings: SoupSettings) -> None:
     """Refuse the prefix's ratios twice on the continuation."""
     loss = OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode", default="soup")
-    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss in ("ctpo", "gspo"):
+    if settings.continuation_weight != "none" and RATIOS[settings.ratio].splices and loss in OVER_TOKENS:
         why = (
             f"actor.policy_loss.loss_mode={loss} weighs later tokens by the prefix's ratios already; use none, or soup"
         )

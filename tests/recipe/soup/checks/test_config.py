@@ -186,6 +186,8 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("loss=ctpo", "soup.continuation_weight=product", "use none, or soup as loss_mode"),
         ("loss=gspo", "soup.continuation_weight=min", "use none, or soup as loss_mode"),
         ("soup.ratio=shaped", "loss=m2po", "set it to soup"),
+        ("loss=ctpo soup.prefix_gradient=0", "soup.loss_tokens=trained", "use all, or soup as loss_mode"),
+        ("loss=gspo soup.ratio=decoupled", "soup.loss_tokens=trained", "use all, or soup as loss_mode"),
         # Schedules.
         ("", "schedules.mixed_share.end=0.1", "give it with linear or cosine only"),
         ("", "schedules.prefix_length.end=3", "give it with linear or cosine only"),
@@ -321,6 +323,8 @@ def test_outside_its_bounds(example: Compose, overrides: str, refused: str, advi
         "loss=ctpo soup.stale_negatives.low=0.5",
         "loss=ctpo soup.ratio=decoupled soup.continuation_weight=product",
         "loss=m2po soup.continuation_weight=min",
+        "loss=m2po soup.prefix_gradient=0 soup.loss_tokens=trained",
+        "loss=ctpo soup.prefix_gradient=0",
         "soup.lag=8 soup.max_age=8",
         "soup.lag=8 soup.max_age=11 soup.source=snapshot",
         "soup.max_age=1 soup.source=replay",
