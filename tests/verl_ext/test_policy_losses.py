@@ -1,6 +1,8 @@
 """CTPO and M2PO against a re-computation token by token, finite differences, and verl's registry."""
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -143,3 +145,9 @@ def test_verl_finds_them_by_name_and_weights_and_masks_count(name: str, weighed:
     assert torch.equal(loss, expected)
     assert metrics["actor/pg_clipfrac"] == pytest.approx(float(held[mask].double().mean()))
     assert set(metrics) == {"actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"}
+
+
+def test_they_can_be_imported_before_anything_of_verl() -> None:
+    """Importing verl's algorithms brings the recipe's registrations along, which want this module in turn."""
+    done = subprocess.run([sys.executable, "-c", "import verl_ext.policy_losses"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.pass_at_k import pass_at_k_advantages
 from recipe.soup.algorithm.update import UpdateChoices
 from recipe.soup.settings import SoupSettings
-from verl_ext.policy_losses import clip_metrics  # registers `ctpo` and `m2po`
+from verl_ext import policy_losses  # registers `ctpo` and `m2po`; may be half imported, if it was asked for before verl
 
 
 @register_adv_est("soup")
@@ -116,7 +116,7 @@ def compute_soup_policy_loss(
     losses = outputs.losses if rollout_is_weights is None else outputs.losses * rollout_is_weights
     loss = agg_loss(loss_mat=losses, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)
     held = outputs.clipped_low | outputs.clipped_high
-    return loss, clip_metrics(log_prob, old_log_prob, held, outputs.clipped_dual, response_mask)
+    return loss, policy_losses.clip_metrics(log_prob, old_log_prob, held, outputs.clipped_dual, response_mask)
 
 
 def weigh_decoupled(config: DictConfig, settings: SoupSettings) -> None:
