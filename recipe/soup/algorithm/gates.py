@@ -1,5 +1,6 @@
 """In which groups demonstrations count (`algorithm.soup.demonstrations.gate`): read off the step's own samples."""
 
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -53,3 +54,14 @@ def without(rows: TrainRows, kept: torch.Tensor) -> TrainRows:
     return replace(
         rows, response_mask=rows.response_mask & kept[:, None], is_historical=rows.is_historical & kept[:, None]
     )
+
+
+def alone(rows: TrainRows) -> torch.Tensor:
+    """The samples that are the only one of their prompt: nothing is left that they could be compared with.
+
+    Returns:
+        bool, (batch,).
+    """
+    samples = rows.response_mask.any(dim=1).tolist()
+    sizes = Counter(uid for uid, counts in zip(rows.uids, samples, strict=True) if counts)
+    return torch.tensor([counts and sizes[uid] == 1 for uid, counts in zip(rows.uids, samples, strict=True)])

@@ -16,7 +16,7 @@ from recipe.soup.algorithm.continuation_weights import (
     continuation_weights,
     others_on_the_prefix,
 )
-from recipe.soup.algorithm.gates import samples_that_count, without
+from recipe.soup.algorithm.gates import alone, samples_that_count, without
 from recipe.soup.algorithm.losses.registry import RATIOS
 from recipe.soup.algorithm.token_weights import behind_an_outlier, trained_prefix
 
@@ -93,6 +93,9 @@ def loss_fields(
         given = {**given, **fields}
     if choices.baseline != "group" or choices.gate != "always":
         advantages = compare(rows, choices.baseline, estimate) * given["response_mask"]
+        if choices.gate != "always":
+            # verl's estimators take the raw reward there: what the gate leaves alone would be pushed up whatever it is.
+            advantages = advantages.masked_fill(alone(rows)[:, None], 0.0)
         fields |= {"advantages": advantages, "returns": advantages}
     advantages = fields.get("advantages", given["advantages"])
     trained = trained_prefix(rows, advantages, choices.prefix_gradient, choices.second_moment)

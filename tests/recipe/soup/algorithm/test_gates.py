@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from recipe.soup.algorithm.batch import NOBODY, TrainRows, prefix_mask
 from recipe.soup.algorithm.batch_metrics import demonstration_metrics, train_metrics
 from recipe.soup.algorithm.gates import samples_that_count, without
 from recipe.soup.algorithm.update import UpdateChoices, loss_fields
 from recipe.soup.prefixes.prefix import UNKNOWN
+from recipe.soup.verl_adapter.registrations import group_estimate
 
 VERSION, WIDTH = 5, 4
 DEFAULT = UpdateChoices(True, "luffy", "group", 1.0, None, "all", "none", (0.0, 0.0), (0.0, math.inf))
@@ -123,6 +125,24 @@ def test_what_is_left_out_is_in_no_mask_and_in_no_baseline(gate: str) -> None:
         expected = reward - sum(group) / len(group) if kept[i] else 0.0
         assert fields["advantages"][i, :3].tolist() == pytest.approx([expected] * 3)
     assert torch.equal(trained, rows.is_demonstration & kept[:, None])
+
+
+@pytest.mark.parametrize("estimator", ["soup", "rloo"])
+@given(samples=samples(), gate=st.sampled_from(["unsolved", "successes"]))
+def test_what_a_gate_leaves_alone_has_no_advantage(estimator: str, samples: Kinds, gate: str) -> None:
+    """With verl's own estimators, for which a group of one has its reward for an advantage."""
+    rows = rows_of([*samples, ("d", "own", 1.0), ("d", "whole", 1.0)])
+    mask = rows.response_mask.long()
+    given_fields = {"advantages": torch.full(mask.shape, 9.0), "response_mask": mask, "loss_mask": mask.clone()}
+    algorithm = OmegaConf.create({"adv_estimator": estimator, "norm_adv_by_std_in_grpo": True})
+    choices = replace(DEFAULT, ratio="nll", gate=gate)
+    fields, _ = loss_fields(rows, given_fields, choices, group_estimate(algorithm))
+    kept = samples_that_count(rows, gate, 0).tolist()
+    uids = [uid for uid, counts in zip(rows.uids, kept, strict=True) if counts]
+    for row, uid in enumerate(rows.uids):
+        if uids.count(uid) < 2:
+            assert not fields["advantages"][row].any()
+    assert uids.count("d") == 1  # whichever gate
 
 
 def test_with_an_open_gate_nothing_of_the_drivers_changes() -> None:
