@@ -14,6 +14,7 @@ from recipe.soup.lab.forward import Sample
 from recipe.soup.lab.rollout import Asked, Group
 from recipe.soup.prefixes.requests import PromptRequests
 from recipe.soup.records.problems import Problem
+from recipe.soup.tools.compare.results import Result, generated_tokens
 
 FILTER = ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward", "data.gen_batch_size=1")
 SMALL = ("data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=2", "data.val_max_samples=8")
@@ -113,3 +114,30 @@ def test_every_group_that_is_trained_on_has_a_signal(overrides: tuple[str, ...],
         # Controllers of evicted groups move as well: more prompts than five steps of four.
         assert len(filtered.source.steering.prompts) > 20  # pyright: ignore[reportAttributeAccessIssue]
     assert np.isfinite(metrics["actor/grad_norm"])
+
+
+VERIFIED = (*REPLAY, "algorithm.soup.selection=verified", "algorithm.soup.mixed_share=1", "trainer.total_epochs=9")
+COSTS = {
+    "lookahead": ("algorithm=soup", "algorithm.soup.lag=2"),
+    "snapshot": ("algorithm=soup", "algorithm.soup.source=snapshot", "algorithm.soup.snapshot.policy=base"),
+    "steered": STEERED,
+    "verified": VERIFIED,
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_report_counts_each_token_once_that_was_sampled(
+    name: str, composed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What studies compare costs by, against the sampler: with evicted groups and prefixes, without accepted tokens."""
+    run = lab(composed, *COSTS[name], *(FILTER if name != "snapshot" else ()))
+    sample, sampled = run.rollout.sample, []
+
+    def counted(*args: Any) -> Any:
+        answers = sample(*args)
+        sampled.extend(len(answer.token_ids) for answer in answers)
+        return answers
+
+    monkeypatch.setattr(run.rollout, "sample", counted)
+    metrics = {step: run.step(step) for step in range(1, 8)}
+    assert generated_tokens(Result(name, 0, metrics, {})).sum() == sum(sampled)
