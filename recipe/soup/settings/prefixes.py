@@ -77,7 +77,7 @@ class PrefixSettings(Group):
         origin='our choice, for the question "what to seed?"',
         when="`failed`, `successful` and `steered` are for `replay` only, since a prefix has no reward before its "
         "response is complete, and so is `verified`, which needs whole responses. A chosen prefix is no longer a plain "
-        "sample of its policy: ratios correct the policy, not the choice, so all but `random` are biased. `steered` "
+        "sample of its policy: ratios correct the policy, not the choice, so all but `random` add a bias. `steered` "
         "also cuts at a share of a response's own length, which conditions on the future as `on_eos=cut` does; with "
         "`prefix_gradient=0` the continuation's gradient is unbiased for the reward given the prefix. Tokens of "
         "`verified` count as the current policy's, without a ratio (docs/verified_replay.md).",
@@ -101,8 +101,9 @@ class PrefixSettings(Group):
         "What becomes of a prefix in which the response ended: it is a complete sample (`keep`), or its end token is "
         "dropped and the current policy goes on (`cut`).",
         origin="our choice; `cut` is closer to the paper's words",
-        when="`keep` is unbiased, since the length is a stopping time; `cut` conditions on the future and biases the "
-        "estimate. Ends are found by where the engine stopped, not by a token id.",
+        when="`keep` adds no bias, since the length is a stopping time; `cut` conditions on the future and biases "
+        "the estimate. (What any old prefix biases, `continuation_weight` is for.) Ends are found by where the engine "
+        "stopped, not by a token id.",
     )
     behavior_log_probs: Literal["auto", "rollout", "trainer"] = key(
         "auto",
