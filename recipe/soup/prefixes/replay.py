@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.fit import by_epoch, fit, lengths_among
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
-from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprint
+from recipe.soup.prefixes.source import PrefixSource
 
 Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
 SELECTIONS: dict[str, Selection] = {

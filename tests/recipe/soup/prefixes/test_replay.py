@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.replay import ReplaySource
-from recipe.soup.prefixes.source import FinishedSample, RunFacts, fingerprint
+from recipe.soup.prefixes.source import RunFacts
 from recipe.soup.settings import PrefixLengthSettings, ScheduleSettings, SoupSettings
 
 PROMPTS, SAMPLES, RESPONSE_LENGTH = 6, 4, 8
