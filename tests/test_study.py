@@ -80,7 +80,7 @@ def table_of(head: str) -> dict[str, dict[str, str]]:
         if not line.startswith("|"):
             break
         title, *cells = (cell.strip().replace("**", "") for cell in line.strip("|").split("|"))
-        kind, _, rate = title.rpartition(", ")
+        [(kind, rate)] = re.findall(r"^(.*), (\de-\d)", title)
         rows[f"{KINDS[kind]}_{rate}"] = dict(zip(names[1:], cells, strict=True))
     return rows
 

@@ -19,8 +19,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import SAMPLED_KEY, VISIT_KEY
+from recipe.soup.prefixes.finished import fingerprint
 from recipe.soup.prefixes.plan import RunFacts
-from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.trainer import SoupStages
 
 RECORDED = Path(__file__).parents[1] / "data" / "recorded_batch.jsonl"

@@ -1,4 +1,4 @@
-"""Refuse a sweep of Hydra's (`--multirun`) whose jobs would share a folder.
+"""Refuse a sweep of Hydra's (`--multirun`) whose jobs would share a folder, or the file of their metrics.
 
 Nothing would be lost, since a run that starts anew puts aside what the one before left. But nobody would know
 afterwards which `earlier_<number>` is which job's, and with `trainer.resume_mode=auto` a job
@@ -6,17 +6,17 @@ would go on at another's checkpoint.
 """
 
 import copy
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.errors import refuse
 from recipe.soup.records.earlier_runs import folders
+from recipe.soup.records.metrics_file import metrics_file, trackers
 
 
 def check_sweep(config: DictConfig) -> None:
-    """Check that every folder that a run writes to has every swept key in its name.
+    """Check that every folder that a run writes to, and the file of its metrics, has every swept key in its name.
 
     Args:
         config: of the whole sweep, with Hydra's own keys. A choice of config groups, such as `algorithm=soup,grpo`, is
@@ -27,25 +27,26 @@ def check_sweep(config: DictConfig) -> None:
     """
     given = OmegaConf.to_container(config.hydra.overrides.task, resolve=True)
     assert isinstance(given, list)
-    shared: dict[str, tuple[str, str, Path]] = {}
+    shared: dict[str, tuple[str, str]] = {}
     for override in OverridesParser.create().parse_overrides([str(text) for text in given]):
         key = override.key_or_group
         if not override.is_sweep_override() or "." not in key:
             continue
-        one, another = _folders(config, key, "1"), _folders(config, key, "2")
-        for place, folder in one.items():
-            if another.get(place) == folder:
-                shared.setdefault(key, (override.get_value_string(), place, folder))
-    for key, (values, place, folder) in shared.items():
+        one, another = _places(config, key, "1"), _places(config, key, "2")
+        for place in one:
+            if place in another:
+                shared.setdefault(key, (override.get_value_string(), place))
+    for key, (values, place) in shared.items():
         raw = OmegaConf.to_container(config.trainer, resolve=False)
         assert isinstance(raw, dict)
         name = "-".join([str(raw["experiment_name"]), *(f"${{{missing}}}" for missing in shared)])
-        why = f"the jobs of --multirun would all write to {place}={folder}"
+        why = f"the jobs of --multirun would all write to {place}"
         raise refuse(key, values, f"{why}; have the key in its name, by default with 'trainer.experiment_name={name}'.")
 
 
-def _folders(config: DictConfig, key: str, value: str) -> dict[str, Path]:
+def _places(config: DictConfig, key: str, value: str) -> list[str]:
     changed = copy.deepcopy(config)
     OmegaConf.set_struct(changed, False)
     OmegaConf.update(changed, key, value, force_add=True)
-    return folders(changed)
+    metrics = [f"the metrics file {metrics_file(changed)}"] if "file" in trackers(changed) else []
+    return [*(f"{place}={folder}" for place, folder in folders(changed).items()), *metrics]

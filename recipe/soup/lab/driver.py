@@ -5,15 +5,12 @@ order in which they are done), sampler and trainer are the same model (there: tw
 constant. `hardware.py` says where it computes, and how.
 """
 
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -27,27 +24,27 @@ from recipe.soup.algorithm.batch_metrics import demonstration_metrics, mismatch_
 from recipe.soup.algorithm.update import weight_metrics
 from recipe.soup.errors import refuse
 from recipe.soup.lab.checkpoint import checkpoint_to_resume, read_state, save_checkpoint, step_of, weights_of
+from recipe.soup.lab.collect import collect
 from recipe.soup.lab.engine import PastWeights
-from recipe.soup.lab.filter_groups import Filtered, filled
+from recipe.soup.lab.filter_groups import filters
+from recipe.soup.lab.finished_samples import finished_samples
 from recipe.soup.lab.forward import SharedPrompts, forward
 from recipe.soup.lab.hardware import hardware
 from recipe.soup.lab.measures import measured
 from recipe.soup.lab.recompute import recompute
 from recipe.soup.lab.refusals import check_lab_config
-from recipe.soup.lab.rollout import Asked, Group, Rollout
+from recipe.soup.lab.rollout import Group, Rollout
 from recipe.soup.lab.sampler import sample
 from recipe.soup.lab.scores import LabScores
 from recipe.soup.lab.static_sampler import StaticSampler
+from recipe.soup.lab.training_problems import TrainingProblems
 from recipe.soup.lab.update import Updater, fields_of_loss, rows_before_update
 from recipe.soup.lab.validation import Validation
 from recipe.soup.prefixes.demonstrations import Demonstrations
 from recipe.soup.prefixes.make_source import make_source
-from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.source import FinishedSample, fingerprint
 from recipe.soup.records.earlier_runs import put_aside, started_anew
 from recipe.soup.records.metrics_file import keep_earlier_metrics, metrics_file, trackers, validation_accuracy
-from recipe.soup.records.problems import Problem
 from recipe.soup.run_settings import run_settings
 from recipe.soup.verl_adapter.broken_steps import BrokenSteps
 from recipe.soup.verl_adapter.grader import Grader
@@ -56,13 +53,6 @@ from recipe.soup.verl_adapter.problems import Prompts, read_problems
 from recipe.soup.verl_adapter.registrations import update_choices
 from recipe.soup.verl_adapter.run_facts import run_facts
 from verl_ext.health import NOTICE
-
-
-def _endless(problems: list[Problem], seed: int) -> Iterator[Problem]:
-    """Epoch after epoch, each in another order."""
-    rng = random.Random(seed)
-    while True:
-        yield from rng.sample(problems, len(problems))
 
 
 class Lab:
@@ -103,7 +93,8 @@ class Lab:
         training = read_problems(config, "train", self.tokenizer)
         validated = read_problems(config, "val", self.tokenizer)
         self.validation = Validation(config, validated, prompts, self.rollout, self.generator, self.missing)
-        self._problems, self._drawn = _endless(training, seed), 0
+        # verl wants single prompts where it refills, so that it can ask for any number of them.
+        self.problems = TrainingProblems(training, seed, 1 if filters(config) else config.data.train_batch_size)
         facts = run_facts(config, prompts_per_epoch=len(training), seed=seed)
         self.last_step = facts.last_step
         past_weights = Path(config.trainer.default_local_dir) / "past_weights"
@@ -112,17 +103,11 @@ class Lab:
         own_way = self.updater if chosen.shares_prompts else None
         self.scores = LabScores(self.model, rollout.temperature, self.tokenizer.eos_token_id, own_way)
         self.source = make_source(
-            self.settings, facts, self._fetch, engine, base_model, past_weights, shown, self.scores
+            self.settings, facts, self.problems.fetch, engine, base_model, past_weights, shown, self.scores
         )
         self.first_step = 1
         if checkpoint is not None:
             self._resume(checkpoint)
-
-    @property
-    def filters(self) -> bool:
-        """Whether groups without a signal are replaced."""
-        chosen = self.config.algorithm.filter_groups
-        return chosen is not None and chosen.enable
 
     def _resume(self, checkpoint: Path) -> None:
         """Go on as if the run had never stopped."""
@@ -132,51 +117,16 @@ class Lab:
             why = "the checkpoint was written on a device of another kind, with other random numbers; use that."
             raise refuse("trainer.device", self.hardware.device.type, why)
         self.generator.set_state(state["generator"])
-        self._drawn = sum(1 for _ in islice(self._problems, state["drawn"]))
+        self.problems.skip(state["drawn"])
         resume(self.source, checkpoint, step_of(checkpoint))
         if self.settings.verifies:
             self.source.updated(step_of(checkpoint))  # what was verified is not kept, since it is drawn again
         self.first_step = step_of(checkpoint) + 1
 
     def _save(self, step: int) -> None:
-        drawn = self.source.resume_state(lambda: self._drawn)
+        drawn = self.source.resume_state(lambda: self.problems.drawn)
         state = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(), "drawn": drawn}
         save_checkpoint(self.config, step, self.model, self.tokenizer, self.source, state)
-
-    def _fetch(self) -> tuple[list[Problem], list[Any], int]:
-        drawn = self._drawn
-        # verl wants single prompts where it refills, so that it can ask for any number of them.
-        count = 1 if self.filters else self.config.data.train_batch_size
-        problems = [next(self._problems) for _ in range(count)]
-        self._drawn += len(problems)
-        return problems, [problem.messages for problem in problems], drawn
-
-    # ------------------------------------------------------------------ one step
-
-    def _next_prompts(self, step: int, count: int) -> list[Asked]:
-        """Take the prompts that come next, each with its prefixes."""
-        asked: list[Asked] = []
-        while len(asked) < count:
-            chunk, prefixes = self.source.take(step)
-            ordinals = range(chunk.first_ordinal, chunk.first_ordinal + chunk.size)
-            for problem, ordinal, slots in zip(chunk.batch, ordinals, prefixes, strict=True):
-                asked.append(Asked(problem, ordinal, PromptRequests(prefixes=slots)))
-        return asked
-
-    def _collect(self, step: int) -> tuple[Filtered, list[SampledPrefix]]:
-        """Roll out a step's groups, with refills if it filters, and what they bring for later steps."""
-        batch = self._next_prompts(step, self.config.data.train_batch_size)
-        self.source.order(step, [asked.requests for asked in batch])
-        groups, seeds = self.rollout.groups(batch, step - 1, self.missing)
-        if not self.filters:
-            return Filtered(groups), seeds
-
-        def refill(count: int) -> list[Group]:
-            more, brought = self.rollout.groups(self._next_prompts(step, count), step - 1, self.missing)
-            seeds.extend(brought)
-            return more
-
-        return filled(groups, self.config, refill), seeds
 
     @property
     def _bypasses(self) -> bool:
@@ -193,30 +143,16 @@ class Lab:
         known = None
         if batch is not None and self._recomputes:
             known = splice_behavior_log_probs(batch.current_log_probs, batch.behavior_log_probs, batch.is_historical)
-        samples = [(group.asked, sample) for group in groups for sample in group.samples]
+        samples = [sample for group in groups for sample in group.samples]
         exact = self.settings.verifies and self.settings.verification.rejected == "residual"
-        whole = self.scores.of_samples([sample for _, sample in samples]) if exact else [None] * len(samples)
-        self.source.keep(
-            [
-                FinishedSample(
-                    fingerprint(asked.problem.messages),
-                    asked.ordinal,
-                    np.array(sample.response_ids),
-                    np.array(sample.log_probs) if known is None else known[row, : len(sample.response_ids)].numpy(),
-                    np.array(sample.versions),
-                    sample.reward,
-                    None if batch is None or self._bypasses else batch.entropy[row, : len(sample.response_ids)].numpy(),
-                    np.array(sample.prompt_ids),
-                    whole[row],
-                )
-                for row, (asked, sample) in enumerate(samples)
-            ]
-        )
+        whole = self.scores.of_samples(samples) if exact else None
+        entropy = None if batch is None or self._bypasses else batch.entropy
+        self.source.keep(finished_samples(groups, known, entropy, whole))
 
     def step(self, step: int) -> dict[str, float]:
         """Sample, update, and tell what happened, under verl's and our names."""
         started = time.perf_counter()
-        collected, seeds = self._collect(step)
+        collected, seeds = collect(step, self.config, self.source, self.rollout, self.missing)
         self.source.generated(step)
         generated = time.perf_counter()
         samples = [replace(s, uid=uid) for uid, group in enumerate(collected.groups) for s in group.samples]

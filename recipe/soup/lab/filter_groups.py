@@ -28,6 +28,12 @@ class Filtered:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+def filters(config: DictConfig) -> bool:
+    """Whether groups without a signal are replaced."""
+    chosen = config.algorithm.filter_groups
+    return chosen is not None and chosen.enable
+
+
 def has_signal(group: Group, metric: str) -> bool:
     """Whether the samples differ in the metric; a group of one, or of none, is kept as verl keeps it."""
     values = [told["score" if metric == "reward" else metric] for told in group.told]

@@ -9,10 +9,18 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.fit import by_epoch, fit, lengths_among
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
-from recipe.soup.prefixes.source import FinishedSample, PrefixSource, fingerprint
+from recipe.soup.prefixes.source import PrefixSource
+
+
+def _certain(visit: list[FinishedSample]) -> list[FinishedSample]:
+    """The successes of a visit that also failed, the most probable first: ExGRPO's choice within a prompt."""
+    solved = [sample for sample in visit if sample.reward > 0]
+    return [] if len(solved) == len(visit) else sorted(solved, key=lambda sample: -sample.log_probs.mean())
+
 
 Selection = Callable[[list[FinishedSample]], list[FinishedSample]]
 SELECTIONS: dict[str, Selection] = {
@@ -21,6 +29,7 @@ SELECTIONS: dict[str, Selection] = {
     # A wrong answer has a reward of 0 or less. If fewer match than are asked for, the next visit mixes fewer samples.
     "failed": lambda visit: [sample for sample in visit if sample.reward <= 0],
     "successful": lambda visit: [sample for sample in visit if sample.reward > 0],
+    "certain": _certain,
     "entropic": lambda visit: sorted(visit, key=lambda sample: sample.log_probs.mean()),
 }
 """By `selection`: takes a visit's responses, shuffled, and returns those that may be used next time, best first."""

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.fit import LONG
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
-from recipe.soup.prefixes.source import Fetch, FinishedSample, PrefixSource, fingerprint
+from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.prefixes.steering import STEERING_FILE, Steering, Stored, withdrawn
 from recipe.soup.settings import SoupSettings
 

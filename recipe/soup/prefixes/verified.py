@@ -14,13 +14,14 @@ from typing import Protocol
 
 import numpy as np
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.fit import by_epoch, fit
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.replay import ReplaySource
 from recipe.soup.prefixes.requests import SampledPrefix
-from recipe.soup.prefixes.source import Fetch, FinishedSample, PrefixSource, fingerprint
+from recipe.soup.prefixes.source import Fetch, PrefixSource
 from recipe.soup.prefixes.verification import (
     VERIFIED_FILE,
     Beside,

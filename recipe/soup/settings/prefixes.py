@@ -68,19 +68,20 @@ class PrefixSettings(Group):
         advice="a prefix has one sample or more.",
     )
     prefix_length: PrefixLengthSettings = Field(default_factory=PrefixLengthSettings)
-    selection: Literal["random", "failed", "successful", "entropic", "steered", "verified"] = key(
+    selection: Literal["random", "failed", "successful", "certain", "entropic", "steered", "verified"] = key(
         "random",
         "Which of the available prefixes is used: any (`random`), of a response with a reward of 0 or less (`failed`) "
-        "or above 0 (`successful`), the one with the largest mean -log-prob (`entropic`; with `replay`, of the whole "
-        "response), what brings the prompt's solved share to one half (`steered`, see `steering`), or of any response "
+        "or above 0 (`successful`), of these the one with the smallest mean -log-prob, where not all of a prompt's "
+        "samples are solved (`certain`), the one with the largest (`entropic`; with `replay`, of the whole response), "
+        "what brings the prompt's solved share to one half (`steered`, see `steering`), or of any response "
         "the first tokens that the current policy accepts (`verified`, see `verification`).",
         origin='our choice, for the question "what to seed?"',
-        when="`failed`, `successful` and `steered` are for `replay` only, since a prefix has no reward before its "
-        "response is complete, and so is `verified`, which needs whole responses. A chosen prefix is no longer a plain "
-        "sample of its policy: ratios correct the policy, not the choice, so all but `random` add a bias. `steered` "
-        "also cuts at a share of a response's own length, which conditions on the future as `on_eos=cut` does; with "
-        "`prefix_gradient=0` the continuation's gradient is unbiased for the reward given the prefix. Tokens of "
-        "`verified` count as the current policy's, without a ratio (docs/verified_replay.md).",
+        when="`failed`, `successful`, `certain` and `steered` are for `replay` only, since a prefix has no reward "
+        "before its response is complete, and so is `verified`, which needs whole responses. A chosen prefix is no "
+        "longer a plain sample of its policy: ratios correct the policy, not the choice, so all but `random` add "
+        "a bias. `steered` also cuts at a share of a response's own length, which conditions on the future as "
+        "`on_eos=cut` does; with `prefix_gradient=0` the continuation's gradient is unbiased for the reward given the "
+        "prefix. Tokens of `verified` count as the current policy's, without a ratio (docs/verified_replay.md).",
     )
     candidates: Whole = key(
         1,
@@ -170,7 +171,7 @@ class PrefixSettings(Group):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        replay, by_reward = self.source == "replay", self.selection in ("failed", "successful")
+        replay, by_reward = self.source == "replay", self.selection in ("failed", "successful", "certain")
         ageless = self.source in ("replay", "dataset")
         weights_gone = "with source=snapshot the trainer no longer holds the weights that sample; use auto or rollout."
         by_trainer = self.behavior_log_probs == "trainer"

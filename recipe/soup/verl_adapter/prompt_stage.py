@@ -10,10 +10,10 @@ from verl.utils.debug import marked_timer
 
 from recipe.soup.names import OURS_FOR, REQUESTS_KEY, TOOL_AGENT_NAME, VISIT_KEY
 from recipe.soup.prefixes.demonstrations import Demonstrations
+from recipe.soup.prefixes.finished import fingerprint
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools
-from recipe.soup.prefixes.source import fingerprint
 from recipe.soup.verl_adapter.historical_adapters import HistoricalAdapters
 from recipe.soup.verl_adapter.historical_replicas import HistoricalReplicas
 from recipe.soup.verl_adapter.lost_samples import LostSamples

@@ -13,7 +13,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from recipe.soup.algorithm.batch import TrainRows, prefix_mask
 from recipe.soup.names import VISIT_KEY
-from recipe.soup.prefixes.source import FinishedSample
+from recipe.soup.prefixes.finished import FinishedSample
 
 EVICTED_FIELDS = [
     *("responses", "response_mask", "rollout_log_probs", "policy_versions"),

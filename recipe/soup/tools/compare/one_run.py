@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from recipe.soup.errors import refuse
+
 GRACE = "algorithm.soup.sigterm_grace"
 
 
@@ -46,10 +48,19 @@ class Run:
 
     @property
     def grace(self) -> float:
-        """Seconds that the run may take to end after SIGTERM, as its overrides say; 0 if they do not."""
+        """Seconds that the run may take to end after SIGTERM, as its overrides say; 0 if they do not.
+
+        Raises:
+            SystemExit: it is not written as a number, as `${...}` is not, which only a composed config resolves.
+        """
         given = [text.lstrip("+").partition("=") for text in self.chosen]
-        values = [value for key, _, value in given if key == GRACE]
-        return float(values[-1]) if values else 0.0  # as with Hydra, the last one counts
+        values = ["0", *(value for key, _, value in given if key == GRACE)]
+        try:
+            return float(values[-1])  # as with Hydra, the last one counts
+        except ValueError:
+            raise refuse(
+                GRACE, values[-1], "a study needs it as a number, to know how long a run may take to end."
+            ) from None
 
     @property
     def metrics(self) -> Path:

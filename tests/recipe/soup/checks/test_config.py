@@ -155,7 +155,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         ("", "soup.lag_distribution=normal", "choose one of fixed, uniform, geometric"),
         ("", "length.distribution=normal", "choose one of uniform, fixed, beta, whole"),
         ("", "length.unit=words", "choose one of tokens, fraction"),
-        ("", "soup.selection=longest", "choose one of random, failed, successful, entropic"),
+        ("", "soup.selection=longest", "choose one of random, failed, successful, certain, entropic"),
         ("", "schedules.mixed_share.shape=step", SHAPES),
         ("", "schedules.prefix_length.shape=step", SHAPES),
         ("", "schedules.lag.shape=step", SHAPES),
@@ -217,6 +217,7 @@ FRACTION = "length.unit=fraction length.min=null length.max=null"
         # Selection.
         ("", "soup.selection=failed", "use source=replay"),
         ("soup.source=snapshot", "soup.selection=successful", "use source=replay"),
+        ("", "soup.selection=certain", "use source=replay"),
         ("", "soup.candidates=0", "sample at least 1"),
         ("", "soup.candidates=3", "otherwise use 1"),
         ("soup.selection=entropic", "soup.candidates=1", "among 2 or more"),

@@ -31,6 +31,14 @@ def sweep(composed: Any, *overrides: str) -> Any:
             "trainer.default_local_dir=runs/${data.seed}/checkpoints",
             "trainer.rollout_data_dir=null",
             "trainer.validation_data_dir=runs/${data.seed}/validation",
+            "trainer.project_name=runs/${data.seed}",
+        ),
+        (
+            SEEDS,
+            "trainer.default_local_dir=runs/${data.seed}/checkpoints",
+            "trainer.rollout_data_dir=null",
+            "trainer.validation_data_dir=null",
+            "trainer.logger=console",
         ),
         ("trainer.experiment_name=a,b",),
         ("data.seed=1",),
@@ -73,6 +81,14 @@ def test_samples_that_would_share_a_folder_are_refused_as_well(composed: Any) ->
     named = (SEEDS, "trainer.experiment_name=soup-${data.seed}", "trainer.rollout_data_dir=samples")
     with pytest.raises(SystemExit, match=r"^data.seed=1,2: .* write to trainer.rollout_data_dir=samples"):
         check_sweep(sweep(composed, *named))
+
+
+def test_metrics_that_would_share_a_file_are_refused_as_well(composed: Any) -> None:
+    own = [
+        f"trainer.{key}=runs/${{data.seed}}" for key in ("default_local_dir", "rollout_data_dir", "validation_data_dir")
+    ]
+    with pytest.raises(SystemExit, match=r"^data.seed=1,2: .* write to the metrics file .*\.jsonl; "):
+        check_sweep(sweep(composed, SEEDS, *own))
 
 
 def test_main_ppo_refuses_such_a_sweep_before_its_first_job(tmp_path: Path, clean_environ: dict[str, str]) -> None:

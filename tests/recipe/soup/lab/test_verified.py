@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from recipe.soup.lab.collect import collect
 from recipe.soup.lab.driver import Lab
 from recipe.soup.lab.forward import of_responses
 
@@ -72,7 +73,7 @@ def test_what_is_accepted_has_the_current_policys_version_and_log_probs(
     lab = run(composed, *overrides)
     for step in range(1, 4):
         lab.step(step)
-    groups = lab._collect(4)[0].groups
+    groups = collect(4, lab.config, lab.source, lab.rollout, lab.missing)[0].groups
     samples = [sample for group in groups for sample in group.samples]
     with torch.no_grad():
         recomputed = of_responses(lab.updater.forward_all(samples)[0], samples)

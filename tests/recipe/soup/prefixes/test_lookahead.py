@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import target_version
 from recipe.soup.prefixes.requests import PrefixRequest, PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import resume
-from recipe.soup.prefixes.source import FinishedSample, RunFacts, fingerprint
+from recipe.soup.prefixes.source import RunFacts
 from recipe.soup.settings import PrefixLengthSettings, Schedules, ScheduleSettings, SoupSettings
 
 LENGTH = PrefixLengthSettings(distribution="fixed", min=1, max=2)

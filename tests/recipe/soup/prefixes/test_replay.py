@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.replay import ReplaySource
-from recipe.soup.prefixes.source import FinishedSample, RunFacts, fingerprint
+from recipe.soup.prefixes.source import RunFacts
 from recipe.soup.settings import PrefixLengthSettings, ScheduleSettings, SoupSettings
 
 PROMPTS, SAMPLES, RESPONSE_LENGTH = 6, 4, 8
@@ -139,6 +140,19 @@ class TestSelection:
     def test_the_most_surprising_responses_come_first(self) -> None:
         run = Run(LENGTH, selection="entropic", log_prob=lambda step, sample: [-1.0, -0.2, -3.0, -2.0][sample])
         assert kept(run, visits=3) == [[2, 3]] * 9
+
+    def test_the_most_probable_successes_come_first(self) -> None:
+        run = Run(
+            LENGTH,
+            selection="certain",
+            reward=lambda step, sample: [1.0, 0.0, 0.5, 1.0][sample],
+            log_prob=lambda step, sample: [-3.0, -0.1, -0.2, -1.0][sample],
+        )
+        assert kept(run, visits=3) == [[2, 3]] * 9
+
+    @pytest.mark.parametrize("solved", [0.0, 1.0])
+    def test_where_all_samples_or_none_are_solved_nothing_is_certain(self, solved: float) -> None:
+        assert kept(Run(LENGTH, selection="certain", reward=lambda step, sample: solved)) == [[]] * 3
 
     def test_samples_share_a_response(self) -> None:
         run = Run(LENGTH, share=1.0, samples_per_prefix=2)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.soup.bank_origin import NOT_ALWAYS_KNOWN, NOTHING, SOURCE, TOKENIZER
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.fit import LATE, LONG, OLD, SLOTS
 from recipe.soup.prefixes.lookahead import LookaheadSource
 from recipe.soup.prefixes.make_source import make_source
@@ -17,7 +18,7 @@ from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.replay import ReplaySource
 from recipe.soup.prefixes.requests import PromptRequests, SampledPrefix
 from recipe.soup.prefixes.resume import IN_ORDER, REFUSED, WHOLE, changes, check_bank, resume
-from recipe.soup.prefixes.source import BANK_FILE, FinishedSample, PrefixSource, RunFacts, fingerprint
+from recipe.soup.prefixes.source import BANK_FILE, PrefixSource, RunFacts
 from recipe.soup.prefixes.steered import SteeredSource
 from recipe.soup.prefixes.steering import Stored
 from recipe.soup.settings import SoupSettings

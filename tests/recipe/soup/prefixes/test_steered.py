@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.make_source import make_source
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
-from recipe.soup.prefixes.source import FinishedSample, fingerprint
 from recipe.soup.prefixes.steered import SteeredSource, least_certain
 from recipe.soup.prefixes.steering import Steering, Stored, withdrawn
 from recipe.soup.settings import parse_settings

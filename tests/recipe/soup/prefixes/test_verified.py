@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipe.soup.prefixes.finished import FinishedSample, fingerprint
 from recipe.soup.prefixes.plan import RunFacts
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.requests import SampledPrefix
-from recipe.soup.prefixes.source import FinishedSample, fingerprint
 from recipe.soup.prefixes.verification import accepted
 from recipe.soup.prefixes.verified import LENGTH, NO_DISTRIBUTION, OTHER_LENGTH, VerifiedSource
 from recipe.soup.settings import SoupSettings

@@ -144,3 +144,9 @@ def test_minutes_keep_the_grace_back() -> None:
     assert limit.is_over
     with pytest.raises(SystemExit, match=r"--minutes=2: leaves no time .*sigterm_grace=110 seconds"):
         TimeLimit(2, 110.0)
+
+
+def test_a_grace_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    run = Run("soup", 0, [f"{GRACE}=30", f"{GRACE}=${{trainer.save_freq}}"], tmp_path)
+    with pytest.raises(SystemExit, match=rf"^{GRACE}=\${{trainer.save_freq}}: a study needs it as a number"):
+        run.grace  # noqa: B018

@@ -7,7 +7,7 @@ import pytest
 from training_worker import COUNTDOWN, STEP, Store, WorkerGroup, make_trainer, recorded, visits
 from transfer_queue import KVBatchMeta
 
-from recipe.soup.prefixes.source import fingerprint
+from recipe.soup.prefixes.finished import fingerprint
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -38,11 +38,12 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.names import REQUESTS_KEY, SAMPLED_KEY
 from recipe.soup.prefixes.bank import PrefixBank
+from recipe.soup.prefixes.finished import fingerprint
 from recipe.soup.prefixes.plan import PromptPlan
 from recipe.soup.prefixes.prefix import Prefix
 from recipe.soup.prefixes.queue import Chunk
 from recipe.soup.prefixes.requests import PromptRequests, PromptWithTools, SampledPrefix
-from recipe.soup.prefixes.source import BANK_FILE, fingerprint
+from recipe.soup.prefixes.source import BANK_FILE
 from recipe.soup.verl_adapter.step_state import StepState
 from recipe.soup.verl_adapter.trainer import SoupTrainer
 from recipe.soup.verl_adapter.transfer_queue import without_padding
