@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from training_worker import COUNTDOWN, STEP, StillWorkers, Store, WorkerGroup, make_trainer, recorded, update
 from transfer_queue import KVBatchMeta
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.algorithm.losses.registry import RATIOS
@@ -38,6 +38,8 @@ PADDED_TO_A_LIMIT = [
     f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=null",
 ]
 """Micro-batches by tokens, of which a rank needs more than the other (`verl_ext/padded_batches.py`)."""
+
+TIED = "actor_rollout_ref.model.override_config.tie_word_embeddings"
 
 Rows = list[dict[str, Any]]
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -497,6 +499,32 @@ def test_permuting_a_mini_batch_changes_nothing_beyond_rounding(composed: Any, s
         trainer._update_actor(trainer._compute_advantage(batch, metrics), metrics)
         norms.append(metrics["actor/grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+FUSED = "actor_rollout_ref.model.use_fused_kernels=true"
+
+
+@pytest.mark.parametrize("packs", ["true", "false"])
+def test_logits_in_pieces_give_the_same_update(
+    packs: str, composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's `use_fused_kernels`, on a model whose embedding is its head as well."""
+    monkeypatch.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)  # which verl replaces for good
+    own = [f"actor_rollout_ref.model.use_remove_padding={packs}", f"+{TIED}=true"]
+    whole = update_split(composed, store, 32, *own)
+    pieces = update_split(composed, store, 32, *own, FUSED)
+    assert pieces["actor/grad_norm"] == pytest.approx(whole["actor/grad_norm"], rel=1e-4)
+    for key in (key for key in whole if key.startswith("soup/")):
+        assert pieces[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-6), key
+
+
+def test_logits_in_pieces_want_a_head_that_is_the_embedding(
+    composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl.models.transformers.dense_common.forward_with_torch_backend on fsdp2; `checks/model.py` refuses it."""
+    monkeypatch.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        update_split(composed, store, 32, FUSED)
 
 
 def test_constant_rewards_change_no_weight(composed: Any, store: Store) -> None:
