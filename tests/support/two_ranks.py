@@ -35,7 +35,13 @@ def main(result: str, *overrides: str) -> None:
     share = keys[rank * len(keys) // ranks : (rank + 1) * len(keys) // ranks]
     tags = [store.tags[key] for key in share]
     own = KVBatchMeta(partition_id="train", keys=share, tags=tags, extra_info=dict(batch.extra_info or {}))
+    passes: list[int] = []
+    group.worker.actor.engine.module.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     trainer._update_actor(own, metrics)
+    largest = torch.tensor(max(passes))
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     optimizer = group.worker.actor.engine.optimizer
     # Adam's first moment after one step: the gradient, up to a factor.
     gradient = torch.cat(
@@ -43,7 +49,7 @@ def main(result: str, *overrides: str) -> None:
     )
     if rank == 0:
         told = {name: float(value) for name, value in metrics.items() if name.startswith(PREFIX)}
-        torch.save({"gradient": gradient, "metrics": told}, result)
+        torch.save({"gradient": gradient, "metrics": told, "largest": int(largest)}, result)
     torch.distributed.destroy_process_group()
 
 

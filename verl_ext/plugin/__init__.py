@@ -18,6 +18,8 @@ from verl_ext.cpu import CPU_ENV, cpu_requested
 from verl_ext.plugin.resolvers import register_resolvers
 
 REGISTRATIONS = "verl_ext.registrations"
+OWN = {"verl.workers.engine.fsdp.transformer_impl": "verl_ext.padded_batches"}
+"""What this package adds to modules of verl by itself, in the form of the entry points."""
 
 
 def _import_extension(extension: str, _: ModuleType) -> None:
@@ -26,8 +28,9 @@ def _import_extension(extension: str, _: ModuleType) -> None:
 
 def arm_registrations() -> None:
     """Make each recipe module be imported right after the verl module that it extends, and never before."""
-    for entry in entry_points(group=REGISTRATIONS):
-        wrapt.register_post_import_hook(partial(_import_extension, entry.value), entry.name)
+    registered = [(entry.name, entry.value) for entry in entry_points(group=REGISTRATIONS)]
+    for module, extension in [*OWN.items(), *registered]:
+        wrapt.register_post_import_hook(partial(_import_extension, extension), module)
 
 
 register_resolvers()

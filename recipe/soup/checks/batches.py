@@ -142,6 +142,10 @@ def _check_ranks(config: DictConfig) -> None:
     if gpus % sequence_parallel:
         key = f"{ACTOR}.ulysses_sequence_parallel_size"
         raise refuse(key, sequence_parallel, f"does not divide the {gpus} GPUs; use a divisor.")
+    split, model = actor.fsdp_config.ulysses_sequence_parallel_size, config.actor_rollout_ref.model
+    if split > 1 and not model.use_remove_padding:  # the older key, which is the actor's own, verl itself refuses
+        why = "only packed sequences can be split (model.use_remove_padding), which takes flash-attn"
+        raise refuse(f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size", split, f"{why}; install it, or use 1.")
     ranks, samples = gpus // sequence_parallel, actor.ppo_mini_batch_size * rollout.n
     if samples % ranks:
         why = f"its {samples} samples (x rollout.n={rollout.n}) cannot be shared out over {ranks} data-parallel ranks"

@@ -33,7 +33,9 @@ def check_model(config: DictConfig) -> None:
     folder = model_folder(str(model.path))
     if folder is None:
         return
-    _check_positions(config, _read_config(KEY, folder))
+    known = _read_config(KEY, folder)
+    _check_positions(config, known)
+    _check_fused(config, known)
     if config.get("model_engine", "dp") == "dp":  # others may read checkpoints of their own
         _check_weights(KEY, str(model.path))
     if model.get("custom_chat_template"):
@@ -142,6 +144,18 @@ def _check_positions(config: DictConfig, model: dict[str, Any]) -> None:
         why = f"with data.max_prompt_length={rollout.prompt_length} a sequence may have {longest} tokens, but the model"
         cure = f"has {positions} positions, so responses would be cut short; lower one of the two."
         raise refuse("data.max_response_length", rollout.response_length, f"{why} {cure}")
+
+
+def _check_fused(config: DictConfig, model: dict[str, Any]) -> None:
+    """Check that verl's fused loss finds the head's weight whole; it takes it past the head's own forward."""
+    policy = config.actor_rollout_ref
+    tied = OmegaConf.select(config, f"{MODEL}.override_config.tie_word_embeddings")
+    if tied is None:
+        tied = (model.get("text_config") or model).get("tie_word_embeddings")
+    if policy.model.get("use_fused_kernels") and policy.actor.strategy == "fsdp2" and tied is False:
+        why = "this model has a head of its own (tie_word_embeddings=false), whose weight fsdp2 keeps sharded meanwhile"
+        cure = "set actor_rollout_ref.actor.strategy=fsdp, or leave the key out."
+        raise refuse(f"{MODEL}.use_fused_kernels", True, f"{why}; {cure}")
 
 
 def check_template(key: str, path: str) -> None:

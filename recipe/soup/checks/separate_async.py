@@ -3,11 +3,14 @@
 verl asserts most of it when its trainer is made, minutes later; adapters it would leave out for ever, without a word.
 """
 
+from importlib.util import find_spec
+
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.soup.errors import refuse
 from recipe.soup.settings import SoupSettings
 from verl_ext.placement import is_separate
+from verl_ext.plugin.callbacks import SUPPORTED_VERL
 
 ROLLOUT = "actor_rollout_ref.rollout"
 STEPS = "trainer.v1.separate_async.parameter_sync_step"
@@ -34,6 +37,9 @@ def check_separate_async(config: DictConfig) -> None:
     if rollout.checkpoint_engine.backend == "naive":
         why = "only carries weights within a process; use nccl, or ray_store (hardware=cpu has it) without accelerators"
         raise refuse(BACKEND, "naive", f"{why}.")
+    if rollout.checkpoint_engine.backend == "nccl" and config.trainer.device == "cuda" and find_spec("cupy") is None:
+        why = "verl's engine of this name needs cupy, which is not installed here"
+        raise refuse(BACKEND, "nccl", f"{why}; run `pip install 'verl[cupy-cu130]=={SUPPORTED_VERL}'`.")
     model = config.actor_rollout_ref.model
     lora = model.get("lora") or {}
     if not lora.get("merge", False):

@@ -12,6 +12,7 @@ Compose = Callable[..., DictConfig]
 ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("actor", "ref", "rollout"))
 FIXED = f"{ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=4"
 BATCH = f"data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=8"
+PACKED, PADDED = (f"actor_rollout_ref.model.use_remove_padding={packs}" for packs in ("true", "false"))
 """Of 8 samples each, on 8 GPUs."""
 
 every = pytest.mark.parametrize("algorithm", ["soup", "grpo", "verl"])
@@ -75,6 +76,7 @@ def test_what_the_groups_bring_is_accepted(composed: Compose, algorithm: str) ->
         ("trainer.n_gpus_per_node=4 trainer.nnodes=3", f"{ROLLOUT}.tensor_model_parallel_size=6", "over 3 x 4 GPUs"),
         (f"{ROLLOUT}.data_parallel_size=3", f"{ROLLOUT}.tensor_model_parallel_size=2", "engine of 6 GPUs"),
         ("", f"{ACTOR}.ulysses_sequence_parallel_size=3", "divide the 8 GPUs"),
+        (PADDED, f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2", "flash-attn"),
         (f"{ROLLOUT}.max_num_batched_tokens=512", f"{ROLLOUT}.max_num_seqs=1024", "max_num_batched_tokens=512"),
     ],
 )
@@ -95,6 +97,8 @@ def test_refused(composed: Compose, algorithm: str, overrides: str, refused: str
         f"{BATCH} {ROLLOUT}.n=4 trainer.nnodes=4",
         f"{ACTOR}.ppo_max_token_len_per_gpu=1024 {ROLLOUT}.max_model_len=1024",
         f"{ACTOR}.ppo_max_token_len_per_gpu=512 {ACTOR}.ulysses_sequence_parallel_size=2",
+        f"{PACKED} {ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2",
+        f"{PADDED} {ACTOR}.fsdp_config.ulysses_sequence_parallel_size=1",
         f"trainer.n_gpus_per_node=4 trainer.nnodes=2 {ROLLOUT}.tensor_model_parallel_size=8",
         f"{ROLLOUT}.max_num_batched_tokens=512 {ROLLOUT}.max_num_seqs=512",
         f"{BATCH} data.gen_batch_size=4",

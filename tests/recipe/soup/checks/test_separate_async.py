@@ -1,11 +1,15 @@
 """A trainer apart from its rollout: what verl would assert minutes later, or never notice."""
 
 from collections.abc import Callable
+from importlib.metadata import requires
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 from refusals import sentence
 
+from recipe.soup.checks import separate_async
 from recipe.soup.checks.batches import check_batches
 from recipe.soup.checks.separate_async import check_separate_async
 
@@ -59,6 +63,26 @@ def test_what_does_not_is_refused_by_name(composed: Compose, mode: str, refused:
     assert advice in text
     # Elsewhere it is none of this check's business.
     check_separate_async(composed("algorithm=soup", *ON_CPU, refused))
+
+
+@modes
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_nccl_needs_is_asked_for_before_any_worker_starts(
+    composed: Compose, mode: str, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(separate_async, "find_spec", lambda name: name if installed else None)
+    given = config(composed, mode, f"{ROLLOUT}.checkpoint_engine.backend=nccl", "trainer.device=cuda")
+    if installed:
+        return check_separate_async(given)
+    assert "pip install 'verl[cupy-cu130]==" in sentence(check_separate_async, given)
+
+
+def test_verl_names_what_its_nccl_engine_needs() -> None:
+    """The import of verl.checkpoint_engine.nccl_checkpoint_engine, and the extra of verl that brings it."""
+    engine = find_spec("verl.checkpoint_engine.nccl_checkpoint_engine")
+    assert engine is not None
+    assert "import cupy" in Path(str(engine.origin)).read_text()
+    assert any("cupy" in line and "cupy-cu130" in line for line in requires("verl") or [])
 
 
 @modes

@@ -130,6 +130,7 @@ REFUSED = [
     (f"{MODEL}.path=/no/such/model", "no such folder"),
     (f"{ROLLOUT}.max_model_len=100000", "max_position_embeddings"),
     (f"data.max_response_length=100000 {ROLLOUT}.max_model_len=null", "so responses would be cut short"),
+    (f"{MODEL}.use_fused_kernels=true", f"{MODEL}.use_fused_kernels=True: this model has a head of its own"),
     # The reward.
     (f"{REWARD}.path=/nope.py", f"{REWARD}.path=/nope.py: no such file"),
     (f"{REWARD}.path=pkg://nowhere.reward", "no such module"),
@@ -241,6 +242,8 @@ ACCEPTED = [
     f"{PATH}/whole",
     f"{PATH}/no_template {MODEL}.custom_chat_template=x",
     f"{PATH}/no_template {MODEL}.tokenizer_path={{out}}/whole",
+    f"{MODEL}.use_fused_kernels=true {ACTOR}.strategy=fsdp",
+    f"{MODEL}.use_fused_kernels=true +{MODEL}.override_config.tie_word_embeddings=true",
     "trainer.total_training_steps=0 trainer.val_only=true",
     f"{ROLLOUT}.val_kwargs.n=0 trainer.val_before_train=false trainer.test_freq=-1",
     f"{CORRECTION}.rollout_is=token",

@@ -7,6 +7,7 @@ that of a loss that is written down here anew and differentiated through plain t
 
 import copy
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from training_worker import COUNTDOWN, STEP, StillWorkers, Store, WorkerGroup, make_trainer, recorded, update
 from transfer_queue import KVBatchMeta
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from recipe.soup.algorithm.batch import NOBODY
 from recipe.soup.algorithm.losses.registry import RATIOS
@@ -29,7 +30,16 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 ONE_MINI_BATCH = "actor_rollout_ref.actor.ppo_mini_batch_size=8"
 LOW, HIGH, DUAL, GAMMA, CAP, BUDGET, COEFFICIENT = 0.2, 0.28, 3.0, 0.1, 2.0, 0.005, 0.3
-ACTOR = "actor_rollout_ref.actor"
+ACTOR, ROLLOUT, LIMIT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", 94
+PADDED_TO_A_LIMIT = [
+    f"{ACTOR}.use_dynamic_bsz=true",
+    f"{ACTOR}.ppo_max_token_len_per_gpu={LIMIT}",
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu=null",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=null",
+]
+"""Micro-batches by tokens, of which a rank needs more than the other (`verl_ext/padded_batches.py`)."""
+
+TIED = "actor_rollout_ref.model.override_config.tie_word_embeddings"
 
 Rows = list[dict[str, Any]]
 Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -491,29 +501,63 @@ def test_permuting_a_mini_batch_changes_nothing_beyond_rounding(composed: Any, s
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
+FUSED = "actor_rollout_ref.model.use_fused_kernels=true"
+
+
+@pytest.mark.parametrize("packs", ["true", "false"])
+def test_logits_in_pieces_give_the_same_update(
+    packs: str, composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl's `use_fused_kernels`, on a model whose embedding is its head as well."""
+    monkeypatch.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)  # which verl replaces for good
+    own = [f"actor_rollout_ref.model.use_remove_padding={packs}", f"+{TIED}=true"]
+    whole = update_split(composed, store, 32, *own)
+    pieces = update_split(composed, store, 32, *own, FUSED)
+    assert pieces["actor/grad_norm"] == pytest.approx(whole["actor/grad_norm"], rel=1e-4)
+    for key in (key for key in whole if key.startswith("soup/")):
+        assert pieces[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-6), key
+
+
+def test_logits_in_pieces_want_a_head_that_is_the_embedding(
+    composed: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verl.models.transformers.dense_common.forward_with_torch_backend on fsdp2; `checks/model.py` refuses it."""
+    monkeypatch.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)
+    with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+        update_split(composed, store, 32, FUSED)
+
+
 def test_constant_rewards_change_no_weight(composed: Any, store: Store) -> None:
     metrics = update_split(composed, store, 32, constant=True)
     assert metrics["actor/grad_norm"] == 0
 
 
 def test_two_ranks_give_the_gradient_and_the_metrics_of_one(tmp_path: Path, clean_environ: dict[str, str]) -> None:
-    """Over gloo, by torchrun; the ranks' shares differ in tokens and prefixes."""
+    """Over gloo, by torchrun; the ranks' shares differ in tokens and prefixes, and so may their micro-batches."""
     script, results = Path(__file__).parents[3] / "support" / "two_ranks.py", []
     overrides = ["algorithm.soup.ratio=shaped", "algorithm.soup.prefix_gradient=0.7"]
-    for ranks in ("1", "2"):
+    for ranks, batches in (("1", []), ("2", []), ("2", PADDED_TO_A_LIMIT)):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
-        environ = {**clean_environ, "PYTHONPATH": str(script.parent)}
+        paths = [str(script.parent), *filter(None, [clean_environ.get("PYTHONPATH")])]
+        environ = {**clean_environ, "PYTHONPATH": os.pathsep.join(paths)}
         done = subprocess.run(
-            [*command, str(script), str(tmp_path / ranks), *overrides], env=environ, capture_output=True, timeout=240
+            [*command, str(script), str(tmp_path / "result"), *overrides, *batches],
+            env=environ,
+            capture_output=True,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         # The tensor and the numbers that the script wrote, and nothing else could be loaded.
-        results.append(torch.load(tmp_path / ranks, weights_only=True))
-    one, two = (result["gradient"] for result in results)
-    assert one.norm() > 0
-    assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
-    assert results[0]["metrics"]["soup/loss/prefix/tokens"] > 100
-    assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], rel=1e-4, abs=1e-6)
+        results.append(torch.load(tmp_path / "result", weights_only=True))
+    one = results[0]
+    assert one["gradient"].norm() > 0
+    assert one["metrics"]["soup/loss/prefix/tokens"] > 100
+    for two in results[1:]:
+        assert torch.allclose(
+            one["gradient"], two["gradient"], rtol=1e-4, atol=1e-6 * float(one["gradient"].abs().max())
+        )
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-6)
+    assert results[-1]["largest"] <= LIMIT
 
 
 # ---------------------------------------------------------------- baselines
