@@ -6,9 +6,10 @@ accelerator; `terminal/` shows a run's progress; `historical_policy/` serves pas
 trainer takes one by one: `health.py` (is every process there and alive?), `failures.py` (why were samples lost?),
 `vllm_worker.py` (the class that vLLM loads in its workers), `weight_arrivals.py` (did new weights reach them?),
 `weight_sockets.py` (and those of this run?), `padded_batches.py` (how large are micro-batches with their padding?),
-`versioned_client.py` (which version sampled which token?) and `policy_losses.py` (two losses that verl has no name
-for); and what is asked before or after a run: `placement.py` (are there the CPUs and GPUs that verl asks for?),
-`socket_paths.py` (do Ray's sockets fit?) and `causes.py` (why did it fail?).
+`logits_in_pieces.py` (log-probs without flash-attn's kernel), `versioned_client.py` (which version sampled which
+token?) and `policy_losses.py` (two losses that verl has no name for); and what is asked before or after a run:
+`placement.py` (are there the CPUs and GPUs that verl asks for?), `socket_paths.py` (do Ray's sockets fit?) and
+`causes.py` (why did it fail?).
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,10 @@ from verl_ext.cpu import CPU_ENV, cpu_requested
 from verl_ext.plugin.resolvers import register_resolvers
 
 REGISTRATIONS = "verl_ext.registrations"
-OWN = {"verl.workers.engine.fsdp.transformer_impl": "verl_ext.padded_batches"}
+OWN = {
+    "verl.utils.torch_functional": "verl_ext.logits_in_pieces",
+    "verl.workers.engine.fsdp.transformer_impl": "verl_ext.padded_batches",
+}
 """What this package adds to modules of verl by itself, in the form of the entry points."""
 
 
