@@ -101,7 +101,8 @@ log-probs)
         "prefix KL (k3) at start=soup/train/prefix/kl_k3_at_start" \
         "continuation clipped low=soup/loss/continuation/clip_fraction/low" \
         "continuation clipped high=soup/loss/continuation/clip_fraction/high" \
-        "continuation ESS=soup/loss/continuation/effective_sample_size"
+        "continuation ESS=soup/loss/continuation/effective_sample_size" \
+        "old log-probs, s=timing_s/old_log_prob"
     ;;
 learn)
     # A smoke test of learning, no claim. Validation is never mixed.
