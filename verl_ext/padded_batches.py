@@ -2,7 +2,7 @@
 
 verl fills a micro-batch up to `ppo_max_token_len_per_gpu` tokens, and counts the samples' own. Where its FSDP engine
 does not pack (`use_remove_padding=false`, as without flash-attn), it pads a micro-batch's samples to the longest, and
-computes the logits of padding as well: with the lengths that responses have, three to six times the limit, which no GPU
+computes the logits of padding as well: with the lengths that responses have, two to six times the limit, which no GPU
 has room for. Where a micro-batch would be larger than asked for, all are formed anew from samples of similar lengths.
 How a mini-batch is cut changes neither loss nor gradient.
 
