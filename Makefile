@@ -74,7 +74,7 @@ real: install ## tests that run the real path: main_ppo, Ray, FSDP2, vLLM (about
 real-all: install ## the same and further runs, which CI leaves out
 	$(PYTEST) -m "real_run or real_more"
 
-real-model: install ## a real language model, SmolLM2, in every tool: twenty minutes or so on two cores
+real-model: install ## a real language model, SmolLM2, in every tool: ten minutes or so on two cores
 	test -e runs/smollm2/model/model.safetensors || $(BIN)/python -m examples.smollm2.build_model
 	test -e runs/smollm2/data/train.parquet || $(BIN)/python -m examples.smollm2.build_data
 	$(BIN)/python -m pytest -m real_model -s
