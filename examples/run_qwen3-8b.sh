@@ -7,7 +7,7 @@
 #
 # GPUs: 8 of 80 GB on one node. Training keeps 16 GB on each: 16 bytes a parameter for weights, gradients and Adam
 # in fp32, over 8 GPUs. Beside it come, in turns, vLLM (48 GB; 2 GPUs a replica) and about 25 GB of
-# logits and activations. Computed, not measured: this script has not been run on a GPU yet.
+# logits and activations (more without flash-attn: docs/gpu.md). Computed, not measured: not run on a GPU yet.
 # Batch: 128 prompts x 8 samples a step, in mini-batches of 64 prompts and micro-batches of up to 24,576 tokens;
 # prompts of up to 1,024 tokens, responses of up to 7,168.
 set -euo pipefail
