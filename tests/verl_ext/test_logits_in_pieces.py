@@ -8,7 +8,7 @@ import torch
 from verl.utils import torch_functional
 from verl.workers.engine.fsdp import transformer_impl
 
-from verl_ext.logits_in_pieces import ON_CPU
+from verl_ext.logits_in_pieces import ON_ACCELERATOR, ON_CPU, pieces_of
 
 FUNCTIONAL: Any = torch_functional
 LOG_PROBS, ENTROPY = FUNCTIONAL.logprobs_from_logits_v2, FUNCTIONAL.entropy_from_logits
@@ -56,6 +56,13 @@ def test_entropies_are_verls_to_the_last_bit(shape: tuple[int, ...], dtype: torc
         ours, theirs = (computed(each, logits) for each in (ENTROPY, ENTROPY.__wrapped__))
     assert ours[0].dtype == theirs[0].dtype
     assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", ROWS), ("meta", ON_ACCELERATOR)])
+def test_pieces_are_of_some_tokens_and_leave_none_out(device: str, tokens: int) -> None:
+    """Memory that is nowhere stands for an accelerator's."""
+    pieces = pieces_of(torch.empty(2, tokens, VOCABULARY, device=device)[:, 1:])
+    assert [tuple(piece.shape) for piece in pieces] == [(tokens, VOCABULARY), (tokens - 2, VOCABULARY)]
 
 
 def kept(function: Callable[..., torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> int:

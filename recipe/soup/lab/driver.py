@@ -128,6 +128,8 @@ class Lab:
         state = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(), "drawn": drawn}
         save_checkpoint(self.config, step, self.model, self.tokenizer, self.source, state)
 
+    # ------------------------------------------------------------------ one step
+
     @property
     def _bypasses(self) -> bool:
         """Whether old log-probs are the sampler's, which saves the trainer's forward pass."""

@@ -12,8 +12,8 @@ Compose = Callable[..., DictConfig]
 ACTOR, REF, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("actor", "ref", "rollout"))
 FIXED = f"{ACTOR}.use_dynamic_bsz=false {ACTOR}.ppo_micro_batch_size_per_gpu=4"
 BATCH = f"data.train_batch_size=16 {ACTOR}.ppo_mini_batch_size=8"
-PACKED, PADDED = (f"actor_rollout_ref.model.use_remove_padding={packs}" for packs in ("true", "false"))
 """Of 8 samples each, on 8 GPUs."""
+PACKED, PADDED = (f"actor_rollout_ref.model.use_remove_padding={packs}" for packs in ("true", "false"))
 
 every = pytest.mark.parametrize("algorithm", ["soup", "grpo", "verl"])
 
